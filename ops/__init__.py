@@ -1,0 +1,1 @@
+"""What the other packages lean on: settings, records, store, registry, processes, commands."""

@@ -1,0 +1,16 @@
+"""Alembic's entry: runs on the connection that `ops.store` hands over, or online for authors."""
+
+from __future__ import annotations
+
+from alembic import context
+
+from ops.store import metadata
+
+connection = context.config.attributes["connection"]
+context.configure(
+    connection=connection,
+    target_metadata=metadata,
+    render_as_batch=True,
+    transactional_ddl=True,
+)
+context.run_migrations()

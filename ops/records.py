@@ -1,0 +1,320 @@
+"""The rows that `server` and `improver` exchange through the store, as frozen dataclasses.
+
+Nothing here talks to a database: `ops.store` maps each record to the table of the same name.
+Times are UTC-aware. Identifiers are UUIDv7 text, so they sort by time.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+import uuid
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Any
+
+Json = dict[str, Any]
+
+
+def now() -> datetime:
+    """Return the current time, UTC-aware."""
+    return datetime.now(UTC)
+
+
+def new_id() -> str:
+    """Return a UUIDv7 (RFC 9562, section 5.7) as text: 48 bits of milliseconds, then random."""
+    value = (time.time_ns() // 1_000_000) << 80 | int.from_bytes(os.urandom(10), "big")
+    value = value & ~(0xF << 76) | 0x7 << 76
+    value = value & ~(0x3 << 62) | 0x2 << 62
+    return str(uuid.UUID(int=value))
+
+
+class Source(StrEnum):
+    """Where an interaction, execution or piece of feedback comes from."""
+
+    SERVED = "served"
+    """Written by this installation's model for a client."""
+    IMPORTED = "imported"
+    """Brought in by `journeyman import`: another model may have written it."""
+    CLIENT = "client"
+    """Reported by a client: believed only as far as the client is."""
+
+
+class FeedbackSource(StrEnum):
+    """Who gave the feedback."""
+
+    HUMAN = "HUMAN"
+    MODEL = "MODEL"
+    """Words written by a language model."""
+    MACHINE = "MACHINE"
+    """Derived by a program, for instance from a failing visible example."""
+
+
+class Metric(StrEnum):
+    """The feedback metrics with a fixed meaning. Other names are installation-defined."""
+
+    ACCEPTED = "accepted"
+    """bool: the user kept the answer."""
+    TESTS_PASSED = "tests_passed"
+    """bool: the user's own tests passed."""
+    RATING = "rating"
+    """float."""
+    EDIT_DISTANCE = "edit_distance"
+    """float: how far the user moved from the answer."""
+    COMMENT = "comment"
+    """str: language feedback, what is wrong and how to mend it."""
+    DEMONSTRATION = "demonstration"
+    """str: the program that should have been."""
+
+
+class CycleState(StrEnum):
+    """Where an improvement cycle stands."""
+
+    QUEUED = "queued"
+    """Asked for, not yet taken by an improver."""
+    RUNNING = "running"
+    """Held by an improver whose lease is alive."""
+    SUCCEEDED = "succeeded"
+    """Ran to its end. Whether its adapter was promoted is a separate question."""
+    SKIPPED = "skipped"
+    """Not enough to learn from; the report says what is missing."""
+    FAILED = "failed"
+    """Ended by an error, which is kept."""
+    CANCELLED = "cancelled"
+    """Ended by its user."""
+
+
+class AdapterState(StrEnum):
+    """The life of an adapter version."""
+
+    BUILT = "built"
+    """On disk, complete, never examined."""
+    EXAMINED = "examined"
+    """The gate has its numbers."""
+    CHAMPION = "champion"
+    """The alias `code` answers with it."""
+    RETIRED = "retired"
+    """Was champion; kept as a way back."""
+    REJECTED = "rejected"
+    """Not promoted, or refused by the engine; the reason is kept."""
+    ERASED = "erased"
+    """Its files are gone."""
+
+
+class Alias(StrEnum):
+    """Names that point at an adapter version, or at the base model when unset."""
+
+    CHAMPION = "champion"
+    """What `code` means."""
+    CANDIDATE = "candidate"
+    """Loaded beside the champion while it is examined; reached by its pinned name only."""
+    ROLLBACK = "rollback"
+    """Where `journeyman rollback` goes; kept loaded."""
+
+
+class Decision(StrEnum):
+    """The word of the gate."""
+
+    PROMOTE = "promote"
+    REJECT = "reject"
+    CONTINUE = "continue"
+    """Undecided within its budget: not promoted, may be tried again with more data."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Interaction:
+    """One request and its answer, as the client saw it.
+
+    `choices` are the OpenAI choices that were returned, best first. `spec` is the I/O
+    specification with its hidden part. `adapter_version` 0 means the base model.
+    """
+
+    id: str
+    created_at: datetime
+    source: Source
+    endpoint: str
+    model: str
+    base_model: str
+    adapter_name: str
+    adapter_version: int
+    adapter_sha256: str
+    messages: list[Json]
+    params: Json
+    choices: list[Json]
+    usage: Json
+    spec: Json | None = None
+    verified: bool | None = None
+    episode_id: str | None = None
+    tenant: str = "default"
+    user: str | None = None
+    metadata: dict[str, str] = field(default_factory=dict)
+    duration_s: float = 0.0
+    engine_s: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attempt:
+    """One program written for an interaction. `choice_index` is None when it was not returned."""
+
+    id: str
+    interaction_id: str
+    attempt_index: int
+    choice_index: int | None
+    text: str
+    program: str | None
+    program_sha256: str | None
+    mean_logprob: float | None
+    repair_round: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Execution:
+    """One judged run of a program, hidden examples included. Never shown to a model unfiltered."""
+
+    id: str
+    created_at: datetime
+    source: Source
+    interaction_id: str | None
+    attempt_id: str | None
+    program_sha256: str
+    verdict: str
+    verified: bool
+    passed: int
+    total: int
+    examples: list[Json]
+    tier: str
+    duration_s: float
+    error_type: str | None = None
+    error_message: str | None = None
+    stdout: str = ""
+    stderr: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Feedback:
+    """What somebody said of an interaction. Exactly one of `interaction_id`, `episode_id` is set.
+
+    The same (target, metric, identifier, choice_index) overwrites: see `Store.put_feedback`.
+    """
+
+    id: str
+    created_at: datetime
+    updated_at: datetime
+    interaction_id: str | None
+    episode_id: str | None
+    metric: str
+    value: bool | float | str
+    source: FeedbackSource
+    choice_index: int = 0
+    identifier: str = ""
+    user: str | None = None
+    tags: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cycle:
+    """One improvement cycle, from collecting to releasing."""
+
+    id: str
+    created_at: datetime
+    recipe: str
+    trigger: str
+    state: CycleState
+    stage: str
+    settings: Json
+    directory: str
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
+    report: Json = field(default_factory=dict)
+    error: str | None = None
+    adapter_version: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class CycleEvent:
+    """A line of a cycle's log."""
+
+    id: str
+    cycle_id: str
+    created_at: datetime
+    level: str
+    message: str
+    data: Json = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetRow:
+    """Lineage of one training row, kept or dropped. The text lies in the cycle's directory."""
+
+    cycle_id: str
+    row_id: str
+    recipe: str
+    kept: bool
+    reason: str | None
+    interaction_ids: list[str]
+    feedback_ids: list[str]
+    prompt_sha256: str
+    program_sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adapter:
+    """An immutable, content-addressed LoRA adapter."""
+
+    version: int
+    sha256: str
+    created_at: datetime
+    state: AdapterState
+    directory: str
+    base_model: str
+    base_sha256: str
+    rank: int
+    cycle_id: str | None
+    recipe: str
+    lineage: Json = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """The name under which the engine and `/v1/models` know it, for instance `code@v12`."""
+        return f"code@v{self.version}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Transition:
+    """A change of an adapter's state: when, by whom, why, on what evidence."""
+
+    id: str
+    version: int
+    from_state: AdapterState | None
+    to_state: AdapterState
+    at: datetime
+    actor: str
+    reason: str
+    evidence: Json = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SwapReceipt:
+    """What a server proved before it moved the alias to a version, or why it refused."""
+
+    id: str
+    at: datetime
+    server: str
+    version: int
+    from_version: int
+    accepted: bool
+    reason: str
+    phases_s: dict[str, float]
+    probe: Json = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Heartbeat:
+    """A living process."""
+
+    process: str
+    at: datetime
+    pid: int
+    host: str
+    state: Json = field(default_factory=dict)

@@ -1,0 +1,225 @@
+"""All settings, with their units, defaults and meaning.
+
+Read at entry points only and passed down as values. Sources, strongest first: command-line flags,
+environment (`JOURNEYMAN_SERVER__PORT=9000`), one TOML file (`--config`, `$JOURNEYMAN_CONFIG`, or
+`journeyman.toml` in the data directory), the defaults below. Unknown keys are refused.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+from ops.errors import SettingsError
+
+
+class Section(BaseModel):
+    """A table of the settings file."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class StoreSettings(Section):
+    """Where the record is kept."""
+
+    url: str | None = Field(None, description="SQLAlchemy URL; unset: SQLite in the data directory")
+
+
+class EngineSettings(Section):
+    """The vLLM process."""
+
+    model: str = Field("starter", description="starter, starter-small, a Hub id, or a directory")
+    url: str | None = Field(None, description="a running vLLM; unset: `journeyman up` starts one")
+    port: int = Field(8001, ge=1, le=65535, description="loopback port of the engine we start")
+    dtype: str = Field("auto", description="auto, bfloat16, float16 or float32")
+    max_model_len: int = Field(4096, ge=256, description="tokens of prompt and answer together")
+    max_num_seqs: int = Field(32, ge=1, description="sequences decoded at once")
+    max_loras: int = Field(3, ge=3, description="champion, candidate and the one coming in")
+    max_cpu_loras: int = Field(5, ge=3, description="max_loras and the way back")
+    max_lora_rank: Literal[8, 16, 32, 64, 128] = 16
+    kv_cache_gib: int = Field(2, ge=1, description="KV cache on a CPU host")
+    start_timeout_s: float = Field(900.0, gt=0)
+    extra_args: tuple[str, ...] = Field((), description="passed on to vLLM as they are")
+
+
+class ServerSettings(Section):
+    """The HTTP API."""
+
+    host: str = "127.0.0.1"
+    port: int = Field(8000, ge=1, le=65535)
+    max_body_bytes: int = Field(4 << 20, ge=1024)
+    default_candidates: int = Field(4, ge=1, description="attempts per request with examples")
+    max_candidates: int = Field(32, ge=1, description="the most attempts one request may ask for")
+    request_timeout_s: float = Field(600.0, gt=0, description="the engine's time for one request")
+    max_concurrency: int = Field(256, ge=1, description="requests in flight before 503")
+    poll_s: float = Field(1.0, gt=0, description="how often the registry is looked at")
+    drain_timeout_s: float = Field(120.0, gt=0)
+
+
+class SandboxSettings(Section):
+    """How model-written programs are run."""
+
+    workers: int = Field(2, ge=1)
+    min_tier: int = Field(1, ge=1, le=4, description="refuse to start below this isolation tier")
+    wall_s: float = Field(5.0, gt=0)
+    cpu_s: int = Field(5, ge=1)
+    memory_bytes: int = Field(1 << 30, ge=1 << 26)
+    allow_unsafe: bool = Field(
+        False, description="run without isolation; needs UNSAFE_EXEC=i-understand as well"
+    )
+
+
+class TrainSettings(Section):
+    """The LoRA training step."""
+
+    rank: Literal[8, 16, 32, 64, 128] = 16
+    alpha: int = Field(32, ge=1)
+    dropout: float = Field(0.0, ge=0, lt=1)
+    learning_rate: float = Field(1e-4, gt=0)
+    epochs: int = Field(2, ge=1)
+    batch_rows: int = Field(8, ge=1, description="rows per optimiser step")
+    max_tokens: int = Field(1024, ge=64, description="longest row; longer ones are dropped")
+    seed: int = 7
+    held_out_share: float = Field(0.1, ge=0, lt=0.5)
+
+
+class IlfSettings(Section):
+    """Imitation learning from language feedback."""
+
+    samples: int = Field(4, ge=1, description="refinements asked per wrong program")
+    temperature: float = Field(0.8, ge=0)
+    max_answer_tokens: int = Field(384, ge=16)
+    min_rows: int = Field(8, ge=1, description="a cycle with fewer rows to learn from is skipped")
+    max_interactions: int = Field(400, ge=1)
+
+
+class GateSettings(Section):
+    """The examination of a candidate."""
+
+    tasks: Path | None = Field(None, description="JSONL of held-out tasks; unset: the built-in set")
+    max_tasks: int = Field(200, ge=1)
+    max_answer_tokens: int = Field(384, ge=16)
+    error_rate: float = Field(0.05, gt=0, lt=0.5, description="chance to promote one no better")
+    guard_margin: float = Field(0.1, gt=0, lt=1, description="tolerated loss on the guard")
+    temperature: float = Field(0.0, ge=0)
+
+
+class ImproverSettings(Section):
+    """The improvement cycle."""
+
+    server_url: str | None = Field(None, description="unset: the server of these settings")
+    schedule: str | None = Field("0 3 * * *", description="cron of the nightly cycle; unset: none")
+    recipe: str = "ilf"
+    nice: int = Field(10, ge=0, le=19, description="added niceness of the training process")
+    train: TrainSettings = TrainSettings()
+    ilf: IlfSettings = IlfSettings()
+    gate: GateSettings = GateSettings()
+
+
+def default_data_dir() -> Path:
+    """Return `$XDG_DATA_HOME/journeyman`."""
+    base = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
+    return Path(base) / "journeyman"
+
+
+class Settings(BaseSettings):
+    """Everything an entry point needs to know."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="JOURNEYMAN_",
+        env_nested_delimiter="__",
+        extra="forbid",
+        frozen=True,
+    )
+
+    data_dir: Path = Field(default_factory=default_data_dir)
+    log_format: Literal["auto", "json", "text"] = Field(
+        "auto", description="auto: text in a terminal, JSON elsewhere"
+    )
+    store: StoreSettings = StoreSettings()
+    engine: EngineSettings = EngineSettings()
+    server: ServerSettings = ServerSettings()
+    sandbox: SandboxSettings = SandboxSettings()
+    improver: ImproverSettings = ImproverSettings()
+
+    @property
+    def store_url(self) -> str:
+        """The URL of the record."""
+        return self.store.url or f"sqlite:///{self.data_dir / 'journeyman.db'}"
+
+    @property
+    def engine_url(self) -> str:
+        """The base URL of the engine, without `/v1`."""
+        return (self.engine.url or f"http://127.0.0.1:{self.engine.port}").rstrip("/")
+
+    @property
+    def server_url(self) -> str:
+        """The base URL under which this machine reaches the server, without `/v1`."""
+        if self.improver.server_url is not None:
+            return self.improver.server_url.rstrip("/")
+        host = self.server.host
+        reachable = "127.0.0.1" if host in ("0.0.0.0", "::", "") else host
+        return f"http://{reachable}:{self.server.port}"
+
+    @property
+    def adapters_dir(self) -> Path:
+        """Where adapter versions lie."""
+        return self.data_dir / "adapters"
+
+    @property
+    def cycles_dir(self) -> Path:
+        """Where cycles keep their stages' inputs and outputs."""
+        return self.data_dir / "cycles"
+
+
+def load(config: Path | None = None, **flags: Any) -> Settings:
+    """Read the settings.
+
+    Args:
+        config: the TOML file; unset: `$JOURNEYMAN_CONFIG`, else `journeyman.toml` of the data
+            directory where there is one.
+        flags: values that win over every other source; None values are ignored.
+
+    Raises:
+        SettingsError: a key is unknown or a value malformed; the message names it.
+    """
+    given = {name: value for name, value in flags.items() if value is not None}
+    file = config or (Path(env) if (env := os.environ.get("JOURNEYMAN_CONFIG")) else None)
+    if file is None:
+        data_dir = given.get("data_dir") or os.environ.get("JOURNEYMAN_DATA_DIR")
+        file = Path(data_dir or default_data_dir()) / "journeyman.toml"
+    elif not file.is_file():
+        raise SettingsError(f"the settings file {file} does not exist")
+
+    class FromFile(Settings):
+        @classmethod
+        def settings_customise_sources(
+            cls,
+            settings_cls: type[BaseSettings],
+            init_settings: PydanticBaseSettingsSource,
+            env_settings: PydanticBaseSettingsSource,
+            dotenv_settings: PydanticBaseSettingsSource,
+            file_secret_settings: PydanticBaseSettingsSource,
+        ) -> tuple[PydanticBaseSettingsSource, ...]:
+            toml = TomlConfigSettingsSource(settings_cls, toml_file=file)
+            return init_settings, env_settings, toml
+
+    try:
+        read = FromFile(**given)
+        return Settings.model_construct(**dict(read))
+    except ValidationError as error:
+        lines = "; ".join(
+            f"{'.'.join(str(part) for part in e['loc'])}: {e['msg']}" for e in error.errors()
+        )
+        raise SettingsError(f"settings: {lines}") from error
+    except ValueError as error:  # malformed TOML
+        raise SettingsError(f"settings file {file}: {error}") from error

@@ -1,0 +1,804 @@
+"""The record: every request, attempt, execution, feedback, cycle and adapter, in one database.
+
+All SQL of the product is here. SQLite (WAL, `synchronous=FULL`) by default, PostgreSQL by URL; the
+same SQLAlchemy Core statements serve both. Methods are synchronous and thread-safe: each call is
+one transaction, and when it returns the rows are durable. Batching and threads are the caller's
+(`server.recording`); which adapter transitions are allowed is `ops.registry`'s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
+from datetime import UTC, datetime, timedelta
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+import sqlalchemy as sa
+from alembic import command
+from alembic.config import Config
+from alembic.util import CommandError
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.engine import Connection, Engine
+from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
+
+from ops.errors import Conflict, NotFound, StoreError, StoreUnavailable
+from ops.records import (
+    Adapter,
+    AdapterState,
+    Alias,
+    Attempt,
+    Cycle,
+    CycleEvent,
+    CycleState,
+    DatasetRow,
+    Execution,
+    Feedback,
+    FeedbackSource,
+    Heartbeat,
+    Interaction,
+    Source,
+    SwapReceipt,
+    Transition,
+    now,
+)
+
+R = TypeVar("R")
+
+
+class UtcTime(sa.types.TypeDecorator[datetime]):
+    """Aware datetimes in, aware UTC datetimes out, also where the database forgets the zone."""
+
+    impl = sa.DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: sa.Dialect) -> datetime | None:
+        """Refuse naive times; store UTC."""
+        if value is None:
+            return None
+        if value.tzinfo is None:
+            raise StoreError("a time without a zone cannot be stored")
+        value = value.astimezone(UTC)
+        return value.replace(tzinfo=None) if dialect.name == "sqlite" else value
+
+    def process_result_value(self, value: datetime | None, dialect: sa.Dialect) -> datetime | None:
+        """Return UTC."""
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+class EnumText(sa.types.TypeDecorator[StrEnum]):
+    """A StrEnum kept as its text, so that a new member needs no migration."""
+
+    impl = sa.Text
+    cache_ok = True
+
+    def __init__(self, enum: type[StrEnum]) -> None:
+        super().__init__()
+        self.enum = enum
+
+    def process_bind_param(self, value: StrEnum | str | None, dialect: sa.Dialect) -> str | None:
+        """Store the member's text."""
+        return None if value is None else str(self.enum(value))
+
+    def process_result_value(self, value: str | None, dialect: sa.Dialect) -> StrEnum | None:
+        """Return the member."""
+        return None if value is None else self.enum(value)
+
+
+_json = sa.JSON(none_as_null=True).with_variant(postgresql.JSONB(none_as_null=True), "postgresql")
+metadata = sa.MetaData()
+
+
+def _id(name: str = "id") -> sa.Column[str]:
+    return sa.Column(name, sa.Text, primary_key=True)
+
+
+def _ref(name: str, target: str, *, nullable: bool = False) -> sa.Column[str]:
+    return sa.Column(
+        name,
+        sa.Text,
+        sa.ForeignKey(target, ondelete="CASCADE"),
+        nullable=nullable,
+        index=True,
+    )
+
+
+interactions = sa.Table(
+    "interactions",
+    metadata,
+    _id(),
+    sa.Column("created_at", UtcTime, nullable=False, index=True),
+    sa.Column("source", EnumText(Source), nullable=False),
+    sa.Column("endpoint", sa.Text, nullable=False),
+    sa.Column("model", sa.Text, nullable=False),
+    sa.Column("base_model", sa.Text, nullable=False),
+    sa.Column("adapter_name", sa.Text, nullable=False),
+    sa.Column("adapter_version", sa.Integer, nullable=False, index=True),
+    sa.Column("adapter_sha256", sa.Text, nullable=False),
+    sa.Column("messages", _json, nullable=False),
+    sa.Column("params", _json, nullable=False),
+    sa.Column("choices", _json, nullable=False),
+    sa.Column("usage", _json, nullable=False),
+    sa.Column("spec", _json),
+    sa.Column("verified", sa.Boolean, index=True),
+    sa.Column("episode_id", sa.Text, index=True),
+    sa.Column("tenant", sa.Text, nullable=False, index=True),
+    sa.Column("user", sa.Text, index=True),
+    sa.Column("metadata", _json, nullable=False),
+    sa.Column("duration_s", sa.Float, nullable=False),
+    sa.Column("engine_s", sa.Float, nullable=False),
+)
+attempts = sa.Table(
+    "attempts",
+    metadata,
+    _id(),
+    _ref("interaction_id", "interactions.id"),
+    sa.Column("attempt_index", sa.Integer, nullable=False),
+    sa.Column("choice_index", sa.Integer),
+    sa.Column("text", sa.Text, nullable=False),
+    sa.Column("program", sa.Text),
+    sa.Column("program_sha256", sa.Text),
+    sa.Column("mean_logprob", sa.Float),
+    sa.Column("repair_round", sa.Integer, nullable=False),
+)
+executions = sa.Table(
+    "executions",
+    metadata,
+    _id(),
+    sa.Column("created_at", UtcTime, nullable=False, index=True),
+    sa.Column("source", EnumText(Source), nullable=False),
+    _ref("interaction_id", "interactions.id", nullable=True),
+    _ref("attempt_id", "attempts.id", nullable=True),
+    sa.Column("program_sha256", sa.Text, nullable=False),
+    sa.Column("verdict", sa.Text, nullable=False),
+    sa.Column("verified", sa.Boolean, nullable=False),
+    sa.Column("passed", sa.Integer, nullable=False),
+    sa.Column("total", sa.Integer, nullable=False),
+    sa.Column("examples", _json, nullable=False),
+    sa.Column("tier", sa.Text, nullable=False),
+    sa.Column("duration_s", sa.Float, nullable=False),
+    sa.Column("error_type", sa.Text),
+    sa.Column("error_message", sa.Text),
+    sa.Column("stdout", sa.Text, nullable=False),
+    sa.Column("stderr", sa.Text, nullable=False),
+)
+feedback = sa.Table(
+    "feedback",
+    metadata,
+    _id(),
+    sa.Column("created_at", UtcTime, nullable=False, index=True),
+    sa.Column("updated_at", UtcTime, nullable=False),
+    _ref("interaction_id", "interactions.id", nullable=True),
+    sa.Column("episode_id", sa.Text, index=True),
+    sa.Column("metric", sa.Text, nullable=False, index=True),
+    sa.Column("value", _json, nullable=False),
+    sa.Column("source", EnumText(FeedbackSource), nullable=False),
+    sa.Column("choice_index", sa.Integer, nullable=False),
+    sa.Column("identifier", sa.Text, nullable=False),
+    sa.Column("user", sa.Text, index=True),
+    sa.Column("tags", _json, nullable=False),
+    # Interaction or episode, never both: one text to be unique on (NULLs never collide).
+    sa.Column("target", sa.Text, nullable=False),
+    sa.UniqueConstraint(
+        "target", "metric", "identifier", "choice_index", name="uq_feedback_target"
+    ),
+)
+cycles = sa.Table(
+    "cycles",
+    metadata,
+    _id(),
+    sa.Column("created_at", UtcTime, nullable=False, index=True),
+    sa.Column("recipe", sa.Text, nullable=False),
+    sa.Column("trigger", sa.Text, nullable=False),
+    sa.Column("state", EnumText(CycleState), nullable=False, index=True),
+    sa.Column("stage", sa.Text, nullable=False),
+    sa.Column("settings", _json, nullable=False),
+    sa.Column("directory", sa.Text, nullable=False),
+    sa.Column("started_at", UtcTime),
+    sa.Column("finished_at", UtcTime),
+    sa.Column("report", _json, nullable=False),
+    sa.Column("error", sa.Text),
+    sa.Column("adapter_version", sa.Integer),
+)
+cycle_events = sa.Table(
+    "cycle_events",
+    metadata,
+    _id(),
+    _ref("cycle_id", "cycles.id"),
+    sa.Column("created_at", UtcTime, nullable=False),
+    sa.Column("level", sa.Text, nullable=False),
+    sa.Column("message", sa.Text, nullable=False),
+    sa.Column("data", _json, nullable=False),
+)
+dataset_rows = sa.Table(
+    "dataset_rows",
+    metadata,
+    sa.Column(
+        "cycle_id", sa.Text, sa.ForeignKey("cycles.id", ondelete="CASCADE"), primary_key=True
+    ),
+    _id("row_id"),
+    sa.Column("recipe", sa.Text, nullable=False),
+    sa.Column("kept", sa.Boolean, nullable=False),
+    sa.Column("reason", sa.Text),
+    sa.Column("interaction_ids", _json, nullable=False),
+    sa.Column("feedback_ids", _json, nullable=False),
+    sa.Column("prompt_sha256", sa.Text, nullable=False),
+    sa.Column("program_sha256", sa.Text, nullable=False),
+)
+dataset_sources = sa.Table(
+    "dataset_sources",
+    metadata,
+    sa.Column("cycle_id", sa.Text, primary_key=True),
+    sa.Column("row_id", sa.Text, primary_key=True),
+    sa.Column("interaction_id", sa.Text, primary_key=True, index=True),
+    sa.ForeignKeyConstraint(
+        ["cycle_id", "row_id"],
+        ["dataset_rows.cycle_id", "dataset_rows.row_id"],
+        ondelete="CASCADE",
+    ),
+)
+adapters = sa.Table(
+    "adapters",
+    metadata,
+    sa.Column("version", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("sha256", sa.Text, nullable=False, unique=True),
+    sa.Column("created_at", UtcTime, nullable=False),
+    sa.Column("state", EnumText(AdapterState), nullable=False),
+    sa.Column("directory", sa.Text, nullable=False),
+    sa.Column("base_model", sa.Text, nullable=False),
+    sa.Column("base_sha256", sa.Text, nullable=False),
+    sa.Column("rank", sa.Integer, nullable=False),
+    sa.Column("cycle_id", sa.Text, index=True),
+    sa.Column("recipe", sa.Text, nullable=False),
+    sa.Column("lineage", _json, nullable=False),
+)
+transitions = sa.Table(
+    "transitions",
+    metadata,
+    _id(),
+    sa.Column("version", sa.Integer, sa.ForeignKey("adapters.version"), nullable=False, index=True),
+    sa.Column("from_state", EnumText(AdapterState)),
+    sa.Column("to_state", EnumText(AdapterState), nullable=False),
+    sa.Column("at", UtcTime, nullable=False),
+    sa.Column("actor", sa.Text, nullable=False),
+    sa.Column("reason", sa.Text, nullable=False),
+    sa.Column("evidence", _json, nullable=False),
+)
+aliases = sa.Table(
+    "aliases",
+    metadata,
+    sa.Column("alias", EnumText(Alias), primary_key=True),
+    sa.Column("version", sa.Integer, nullable=False),
+    sa.Column("moved_at", UtcTime, nullable=False),
+)
+swap_receipts = sa.Table(
+    "swap_receipts",
+    metadata,
+    _id(),
+    sa.Column("at", UtcTime, nullable=False),
+    sa.Column("server", sa.Text, nullable=False),
+    sa.Column("version", sa.Integer, nullable=False, index=True),
+    sa.Column("from_version", sa.Integer, nullable=False),
+    sa.Column("accepted", sa.Boolean, nullable=False),
+    sa.Column("reason", sa.Text, nullable=False),
+    sa.Column("phases_s", _json, nullable=False),
+    sa.Column("probe", _json, nullable=False),
+)
+leases = sa.Table(
+    "leases",
+    metadata,
+    _id("name"),
+    sa.Column("holder", sa.Text, nullable=False),
+    sa.Column("expires_at", UtcTime, nullable=False),
+)
+heartbeats = sa.Table(
+    "heartbeats",
+    metadata,
+    _id("process"),
+    sa.Column("at", UtcTime, nullable=False),
+    sa.Column("pid", sa.Integer, nullable=False),
+    sa.Column("host", sa.Text, nullable=False),
+    sa.Column("state", _json, nullable=False),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recording:
+    """An interaction with all that belongs to it; written whole or not at all."""
+
+    interaction: Interaction
+    attempts: Sequence[Attempt] = ()
+    executions: Sequence[Execution] = ()
+
+
+def default_url(data_dir: Path) -> str:
+    """Return the URL of the embedded SQLite database of a data directory."""
+    return f"sqlite:///{data_dir / 'journeyman.db'}"
+
+
+class Store:
+    """An open database. Thread-safe; make one per process and close it."""
+
+    _tables: ClassVar[Mapping[type, sa.Table]] = {
+        Interaction: interactions,
+        Attempt: attempts,
+        Execution: executions,
+        Feedback: feedback,
+        Cycle: cycles,
+        CycleEvent: cycle_events,
+        DatasetRow: dataset_rows,
+        Adapter: adapters,
+        Transition: transitions,
+        SwapReceipt: swap_receipts,
+        Heartbeat: heartbeats,
+    }
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self._engine = _make_engine(url)
+        self._sqlite = self._engine.dialect.name == "sqlite"
+
+    @classmethod
+    def open(cls, url: str) -> Store:
+        """Open the database at `url`, creating it or migrating it to this version's schema.
+
+        Raises:
+            StoreUnavailable: the database cannot be reached, or its disk is full or read-only.
+            StoreError: its schema comes from a newer version of Journeyman.
+        """
+        store = cls(url)
+        try:
+            store._migrate()
+        except BaseException:
+            store.close()
+            raise
+        return store
+
+    def close(self) -> None:
+        """Close all connections."""
+        self._engine.dispose()
+
+    def ping(self) -> None:
+        """Raise `StoreUnavailable` unless the database answers and can be written."""
+        with self._write() as connection:
+            connection.execute(sa.delete(leases).where(leases.c.name == ""))
+
+    # --- interactions -----------------------------------------------------------------------
+
+    def add(self, recordings: Sequence[Recording]) -> None:
+        """Write whole recordings in one transaction.
+
+        Raises:
+            Conflict: an id exists already; nothing of the batch was written.
+            StoreUnavailable: nothing was written.
+        """
+        with self._write() as connection:
+            self._insert(connection, [r.interaction for r in recordings])
+            self._insert(connection, [a for r in recordings for a in r.attempts])
+            self._insert(connection, [e for r in recordings for e in r.executions])
+
+    def interaction(self, interaction_id: str) -> Interaction:
+        """Return one interaction.
+
+        Raises:
+            NotFound: there is none of that id.
+        """
+        where = interactions.c.id == interaction_id
+        found = self._select(Interaction, sa.select(interactions).where(where))
+        if not found:
+            raise NotFound(f"no interaction {interaction_id}")
+        return found[0]
+
+    def interactions(
+        self,
+        *,
+        limit: int = 100,
+        before: str | None = None,
+        verified: bool | None = None,
+        source: Source | None = None,
+        since: datetime | None = None,
+    ) -> list[Interaction]:
+        """Return interactions, newest first; `before` is the last id of the page before."""
+        query = sa.select(interactions).order_by(interactions.c.id.desc()).limit(limit)
+        if before is not None:
+            query = query.where(interactions.c.id < before)
+        if verified is not None:
+            query = query.where(interactions.c.verified == verified)
+        if source is not None:
+            query = query.where(interactions.c.source == source)
+        if since is not None:
+            query = query.where(interactions.c.created_at >= since)
+        return self._select(Interaction, query)
+
+    def iter_interactions(
+        self,
+        *,
+        with_feedback: str | None = None,
+        verified: bool | None = None,
+        page: int = 500,
+    ) -> Iterator[Interaction]:
+        """Yield interactions, oldest first, in pages, so that memory stays flat.
+
+        Args:
+            with_feedback: only those that have feedback under this metric.
+            verified: only those whose answer was (not) verified.
+            page: rows per query.
+        """
+        last = ""
+        while True:
+            query = sa.select(interactions).where(interactions.c.id > last)
+            if verified is not None:
+                query = query.where(interactions.c.verified == verified)
+            if with_feedback is not None:
+                judged = sa.select(feedback.c.interaction_id).where(
+                    feedback.c.metric == with_feedback
+                )
+                query = query.where(interactions.c.id.in_(judged))
+            rows = self._select(Interaction, query.order_by(interactions.c.id).limit(page))
+            yield from rows
+            if len(rows) < page:
+                return
+            last = rows[-1].id
+
+    def attempts(self, interaction_id: str) -> list[Attempt]:
+        """Return the attempts of an interaction in the order they were judged."""
+        query = sa.select(attempts).where(attempts.c.interaction_id == interaction_id)
+        return self._select(Attempt, query.order_by(attempts.c.attempt_index))
+
+    def executions(self, interaction_id: str) -> list[Execution]:
+        """Return the executions of an interaction, oldest first."""
+        query = sa.select(executions).where(executions.c.interaction_id == interaction_id)
+        return self._select(Execution, query.order_by(executions.c.id))
+
+    def count(self) -> dict[str, int]:
+        """Return how many interactions, feedback rows, cycles and adapters there are."""
+        with self._read() as connection:
+            return {
+                table.name: connection.execute(
+                    sa.select(sa.func.count()).select_from(table)
+                ).scalar_one()
+                for table in (interactions, attempts, executions, feedback, cycles, adapters)
+            }
+
+    # --- feedback ---------------------------------------------------------------------------
+
+    def put_feedback(self, rows: Sequence[Feedback]) -> list[str]:
+        """Write feedback and return the ids it is kept under, in order.
+
+        The same (target, metric, identifier, choice_index) overwrites the value and keeps the
+        first row's id and `created_at`.
+
+        Raises:
+            NotFound: an interaction or episode does not exist; nothing was written.
+        """
+        with self._write() as connection:
+            return [self._put_one_feedback(connection, row) for row in rows]
+
+    def _put_one_feedback(self, connection: Connection, row: Feedback) -> str:
+        self._require_target(connection, row)
+        values = asdict(row) | {"target": row.interaction_id or f"episode:{row.episode_id}"}
+        dialect = sqlite if self._sqlite else postgresql
+        insert = dialect.insert(feedback).values(values)
+        statement = insert.on_conflict_do_update(
+            index_elements=["target", "metric", "identifier", "choice_index"],
+            set_={
+                name: insert.excluded[name] for name in ("updated_at", "value", "source", "tags")
+            },
+        ).returning(feedback.c.id)
+        return str(connection.execute(statement).scalar_one())
+
+    def _require_target(self, connection: Connection, row: Feedback) -> None:
+        if row.interaction_id is not None:
+            where = interactions.c.id == row.interaction_id
+            what = f"interaction {row.interaction_id}"
+        else:
+            where = interactions.c.episode_id == row.episode_id
+            what = f"episode {row.episode_id}"
+        if connection.execute(sa.select(interactions.c.id).where(where).limit(1)).first() is None:
+            raise NotFound(f"no {what}")
+
+    def delete_feedback(self, feedback_id: str) -> None:
+        """Delete one feedback row.
+
+        Raises:
+            NotFound: there is none of that id.
+        """
+        with self._write() as connection:
+            done = connection.execute(sa.delete(feedback).where(feedback.c.id == feedback_id))
+            if done.rowcount == 0:
+                raise NotFound(f"no feedback {feedback_id}")
+
+    def feedback(self, interaction_id: str) -> list[Feedback]:
+        """Return the feedback on an interaction, oldest first."""
+        query = sa.select(feedback).where(feedback.c.interaction_id == interaction_id)
+        return self._select(Feedback, query.order_by(feedback.c.id))
+
+    # --- cycles -----------------------------------------------------------------------------
+
+    def add_cycle(self, cycle: Cycle) -> None:
+        """Write a new cycle."""
+        with self._write() as connection:
+            self._insert(connection, [cycle])
+
+    def update_cycle(self, cycle_id: str, **changes: Any) -> Cycle:
+        """Change columns of a cycle and return it as it is now.
+
+        Raises:
+            NotFound: there is none of that id.
+        """
+        with self._write() as connection:
+            connection.execute(sa.update(cycles).where(cycles.c.id == cycle_id).values(**changes))
+        return self.cycle(cycle_id)
+
+    def cycle(self, cycle_id: str) -> Cycle:
+        """Return one cycle.
+
+        Raises:
+            NotFound: there is none of that id.
+        """
+        found = self._select(Cycle, sa.select(cycles).where(cycles.c.id == cycle_id))
+        if not found:
+            raise NotFound(f"no cycle {cycle_id}")
+        return found[0]
+
+    def cycles(self, *, state: CycleState | None = None, limit: int = 100) -> list[Cycle]:
+        """Return cycles, newest first."""
+        query = sa.select(cycles).order_by(cycles.c.id.desc()).limit(limit)
+        if state is not None:
+            query = query.where(cycles.c.state == state)
+        return self._select(Cycle, query)
+
+    def add_event(self, event: CycleEvent) -> None:
+        """Write a line of a cycle's log."""
+        with self._write() as connection:
+            self._insert(connection, [event])
+
+    def events(self, cycle_id: str) -> list[CycleEvent]:
+        """Return a cycle's log, oldest first."""
+        query = sa.select(cycle_events).where(cycle_events.c.cycle_id == cycle_id)
+        return self._select(CycleEvent, query.order_by(cycle_events.c.id))
+
+    def replace_dataset(self, cycle_id: str, rows: Sequence[DatasetRow]) -> None:
+        """Make `rows` the lineage of a cycle; repeating it changes nothing."""
+        with self._write() as connection:
+            connection.execute(
+                sa.delete(dataset_sources).where(dataset_sources.c.cycle_id == cycle_id)
+            )
+            connection.execute(sa.delete(dataset_rows).where(dataset_rows.c.cycle_id == cycle_id))
+            self._insert(connection, rows)
+            sources = [
+                {"cycle_id": cycle_id, "row_id": row.row_id, "interaction_id": source}
+                for row in rows
+                for source in dict.fromkeys(row.interaction_ids)
+            ]
+            if sources:
+                connection.execute(sa.insert(dataset_sources), sources)
+
+    def dataset(self, cycle_id: str) -> list[DatasetRow]:
+        """Return the lineage of a cycle's rows, kept and dropped."""
+        query = sa.select(dataset_rows).where(dataset_rows.c.cycle_id == cycle_id)
+        return self._select(DatasetRow, query.order_by(dataset_rows.c.row_id))
+
+    def adapters_taught_by(self, interaction_id: str) -> list[Adapter]:
+        """Return the adapters that were trained on rows made from an interaction."""
+        taught = (
+            sa.select(dataset_rows.c.cycle_id)
+            .join(
+                dataset_sources,
+                sa.and_(
+                    dataset_sources.c.cycle_id == dataset_rows.c.cycle_id,
+                    dataset_sources.c.row_id == dataset_rows.c.row_id,
+                ),
+            )
+            .where(dataset_sources.c.interaction_id == interaction_id, dataset_rows.c.kept)
+        )
+        query = sa.select(adapters).where(adapters.c.cycle_id.in_(taught))
+        return self._select(Adapter, query.order_by(adapters.c.version))
+
+    # --- adapters ---------------------------------------------------------------------------
+
+    def add_adapter(self, adapter: Adapter, transition: Transition) -> Adapter:
+        """Write a new adapter under the next free version and return it with that version.
+
+        Raises:
+            Conflict: an adapter of the same content exists.
+        """
+        with self._write() as connection:
+            if not self._sqlite:  # BEGIN IMMEDIATE serialises SQLite's writers already
+                connection.execute(sa.text("LOCK TABLE adapters IN EXCLUSIVE MODE"))
+            last = connection.execute(sa.select(sa.func.max(adapters.c.version))).scalar()
+            version = (last or 0) + 1
+            values = asdict(adapter) | {"version": version}
+            connection.execute(sa.insert(adapters).values(values))
+            connection.execute(
+                sa.insert(transitions).values(asdict(transition) | {"version": version})
+            )
+            return Adapter(**values)
+
+    def adapter(self, version: int) -> Adapter:
+        """Return one adapter.
+
+        Raises:
+            NotFound: there is none of that version.
+        """
+        found = self._select(Adapter, sa.select(adapters).where(adapters.c.version == version))
+        if not found:
+            raise NotFound(f"no adapter version {version}")
+        return found[0]
+
+    def adapters(self) -> list[Adapter]:
+        """Return all adapters, newest first."""
+        return self._select(Adapter, sa.select(adapters).order_by(adapters.c.version.desc()))
+
+    def transition(
+        self, changes: Sequence[Transition], moves: Mapping[Alias, int | None] | None = None
+    ) -> None:
+        """Change states and move aliases (None clears) in one transaction.
+
+        Raises:
+            Conflict: an adapter is not in its `from_state` any more; nothing was changed.
+        """
+        with self._write() as connection:
+            for change in changes:
+                where = sa.and_(
+                    adapters.c.version == change.version, adapters.c.state == change.from_state
+                )
+                update = sa.update(adapters).where(where).values(state=change.to_state)
+                if connection.execute(update).rowcount != 1:
+                    raise Conflict(f"adapter v{change.version} is not {change.from_state} any more")
+            self._insert(connection, changes)
+            for alias, version in (moves or {}).items():
+                connection.execute(sa.delete(aliases).where(aliases.c.alias == alias))
+                if version is not None:
+                    row = {"alias": alias, "version": version, "moved_at": now()}
+                    connection.execute(sa.insert(aliases).values(row))
+
+    def transitions(self, version: int) -> list[Transition]:
+        """Return what happened to an adapter, oldest first."""
+        query = sa.select(transitions).where(transitions.c.version == version)
+        return self._select(Transition, query.order_by(transitions.c.at, transitions.c.id))
+
+    def aliases(self) -> dict[Alias, int]:
+        """Return where the aliases point; an alias without a version is left out."""
+        with self._read() as connection:
+            rows = connection.execute(sa.select(aliases.c.alias, aliases.c.version))
+            return {row.alias: row.version for row in rows}
+
+    def add_receipt(self, receipt: SwapReceipt) -> None:
+        """Write a swap receipt."""
+        with self._write() as connection:
+            self._insert(connection, [receipt])
+
+    def receipts(self, *, version: int | None = None, limit: int = 100) -> list[SwapReceipt]:
+        """Return swap receipts, newest first."""
+        query = sa.select(swap_receipts).order_by(swap_receipts.c.id.desc()).limit(limit)
+        if version is not None:
+            query = query.where(swap_receipts.c.version == version)
+        return self._select(SwapReceipt, query)
+
+    # --- processes --------------------------------------------------------------------------
+
+    def take_lease(self, name: str, holder: str, ttl_s: float) -> None:
+        """Take or renew a lease.
+
+        Raises:
+            Conflict: somebody else holds it and has renewed it within its time to live.
+        """
+        with self._write() as connection:
+            at = now()
+            row = {"name": name, "holder": holder, "expires_at": at + timedelta(seconds=ttl_s)}
+            insert = (sqlite if self._sqlite else postgresql).insert(leases).values(row)
+            free = sa.or_(leases.c.holder == holder, leases.c.expires_at < at)
+            statement = insert.on_conflict_do_update(
+                index_elements=["name"],
+                set_={"holder": holder, "expires_at": row["expires_at"]},
+                where=free,
+            ).returning(leases.c.holder)
+            if connection.execute(statement).first() is None:
+                held = connection.execute(
+                    sa.select(leases.c.holder).where(leases.c.name == name)
+                ).scalar_one()
+                raise Conflict(f"{name} is held by {held}")
+
+    def drop_lease(self, name: str, holder: str) -> None:
+        """Give a lease back; does nothing when somebody else holds it."""
+        with self._write() as connection:
+            where = sa.and_(leases.c.name == name, leases.c.holder == holder)
+            connection.execute(sa.delete(leases).where(where))
+
+    def beat(self, heartbeat: Heartbeat) -> None:
+        """Say that a process lives."""
+        with self._write() as connection:
+            where = heartbeats.c.process == heartbeat.process
+            connection.execute(sa.delete(heartbeats).where(where))
+            self._insert(connection, [heartbeat])
+
+    def heartbeats(self) -> list[Heartbeat]:
+        """Return the last sign of life of each process."""
+        return self._select(Heartbeat, sa.select(heartbeats).order_by(heartbeats.c.process))
+
+    # --- plumbing ---------------------------------------------------------------------------
+
+    def _insert(self, connection: Connection, records: Sequence[Any]) -> None:
+        if records:
+            table = self._tables[type(records[0])]
+            connection.execute(sa.insert(table), [asdict(record) for record in records])
+
+    def _select(self, record: type[R], query: sa.Select[Any]) -> list[R]:
+        names = [field.name for field in fields(record)]  # type: ignore[arg-type]
+        with self._read() as connection:
+            rows = connection.execute(query).mappings().all()
+            return [record(**{name: row[name] for name in names}) for row in rows]
+
+    @contextmanager
+    def _read(self) -> Iterator[Connection]:
+        with _translated(), self._engine.connect() as connection:
+            yield connection
+
+    @contextmanager
+    def _write(self) -> Iterator[Connection]:
+        with _translated(), self._engine.connect() as connection:
+            connection.execution_options(immediate=True)
+            with connection.begin():
+                yield connection
+
+    def _migrate(self) -> None:
+        config = Config()
+        config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+        try:
+            with self._write() as connection:
+                if not self._sqlite:
+                    connection.execute(sa.text("SELECT pg_advisory_xact_lock(7261023)"))
+                config.attributes["connection"] = connection
+                command.upgrade(config, "head")
+        except CommandError as error:
+            raise StoreError(
+                f"the database at {self._engine.url!r} has a schema that this version of "
+                f"Journeyman does not know: {error}"
+            ) from error
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    """Turn the driver's exceptions into ours."""
+    try:
+        yield
+    except IntegrityError as error:
+        raise Conflict(str(error.orig)) from error
+    except DBAPIError as error:
+        raise StoreUnavailable(str(error.orig)) from error
+    except SQLAlchemyError as error:
+        raise StoreError(str(error)) from error
+
+
+def _make_engine(url: str) -> Engine:
+    parsed = sa.make_url(url)
+    if parsed.get_backend_name() == "sqlite":
+        if parsed.database:
+            Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
+        engine = sa.create_engine(parsed, connect_args={"timeout": 30})
+        sa.event.listen(engine, "connect", _configure_sqlite)
+        sa.event.listen(engine, "begin", _begin_sqlite)
+        return engine
+    if parsed.drivername in ("postgresql", "postgres"):
+        parsed = parsed.set(drivername="postgresql+psycopg")
+    return sa.create_engine(parsed, pool_pre_ping=True)
+
+
+def _configure_sqlite(connection: Any, record: object) -> None:
+    connection.isolation_level = None  # we emit BEGIN ourselves, see _begin_sqlite
+    cursor = connection.cursor()
+    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+        cursor.execute(f"PRAGMA {pragma}")
+    cursor.close()
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    # A writer takes its lock at once: upgrading a read transaction later can fail with
+    # SQLITE_BUSY however long the timeout is.
+    immediate = connection.get_execution_options().get("immediate", False)
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if immediate else "BEGIN")
