@@ -315,11 +315,6 @@ class Recording:
     executions: Sequence[Execution] = ()
 
 
-def default_url(data_dir: Path) -> str:
-    """Return the URL of the embedded SQLite database of a data directory."""
-    return f"sqlite:///{data_dir / 'journeyman.db'}"
-
-
 class Store:
     """An open database. Thread-safe; make one per process and close it."""
 
