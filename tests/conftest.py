@@ -1,0 +1,72 @@
+"""Fixtures shared by all tests: stores on both databases, and the real engine."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ops.registry import Registry
+from ops.store import Store
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    """An empty SQLite store."""
+    opened = Store.open(f"sqlite:///{tmp_path / 'journeyman.db'}")
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def registry(store: Store, tmp_path: Path) -> Registry:
+    """A registry on the empty store."""
+    return Registry(store, tmp_path / "adapters")
+
+
+def _postgres_bin() -> Path | None:
+    found = shutil.which("initdb")
+    places = [Path(found).resolve().parent] if found else []
+    places += sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
+    return next((place for place in places if (place / "pg_ctl").exists()), None)
+
+
+@pytest.fixture(scope="session")
+def postgres_url() -> Iterator[str]:
+    """A throw-away PostgreSQL server on a Unix socket (Debian: `apt-get install postgresql`)."""
+    programs = _postgres_bin()
+    if programs is None:
+        pytest.skip("PostgreSQL is not installed (apt-get install postgresql)")
+    # initdb refuses to run as root.
+    account = pwd.getpwnam("nobody") if os.geteuid() == 0 else None
+    home = Path(tempfile.mkdtemp(prefix="pg-"))
+    if account is not None:
+        os.chown(home, account.pw_uid, account.pw_gid)
+
+    def run(*arguments: str) -> None:
+        subprocess.run(
+            arguments,
+            check=True,
+            cwd=home,
+            stdout=subprocess.DEVNULL,
+            user=account.pw_uid if account else None,
+            group=account.pw_gid if account else None,
+            extra_groups=[] if account else None,
+        )
+
+    data = home / "data"
+    control = str(programs / "pg_ctl")
+    run(str(programs / "initdb"), "-D", str(data), "-U", "journeyman", "-A", "trust", "-N")
+    options = f"-k {home} -c listen_addresses='' -c fsync=off"
+    run(control, "-D", str(data), "-o", options, "-l", str(home / "log"), "-w", "start")
+    try:
+        yield f"postgresql+psycopg://journeyman@/postgres?host={home}"
+    finally:
+        run(control, "-D", str(data), "-m", "immediate", "stop")
+        shutil.rmtree(home, ignore_errors=True)

@@ -1,0 +1,304 @@
+"""One suite over every database: what is acknowledged is there, whole, and nothing else."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta, timezone
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+
+from ops.errors import Conflict, NotFound, StoreError, StoreUnavailable
+from ops.records import (
+    Adapter,
+    AdapterState,
+    Alias,
+    CycleState,
+    DatasetRow,
+    Heartbeat,
+    Metric,
+    Source,
+    SwapReceipt,
+    Transition,
+    new_id,
+    now,
+)
+from ops.store import Recording, Store, metadata
+from tests.ops import records
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    if request.param == "sqlite":
+        yield f"sqlite:///{tmp_path / 'journeyman.db'}"
+        return
+    server = request.getfixturevalue("postgres_url")
+    yield server
+    engine = sa.create_engine(server)
+    with engine.begin() as connection:
+        connection.execute(sa.text("DROP SCHEMA public CASCADE; CREATE SCHEMA public"))
+    engine.dispose()
+
+
+@pytest.fixture
+def store(url: str) -> Iterator[Store]:
+    opened = Store.open(url)
+    yield opened
+    opened.close()
+
+
+def _recorded(store: Store, **changes: object) -> Recording:
+    interaction = records.interaction(**changes)
+    attempt = records.attempt(interaction)
+    recording = Recording(
+        interaction=interaction, attempts=[attempt], executions=[records.execution(attempt)]
+    )
+    store.add([recording])
+    return recording
+
+
+def test_a_recording_comes_back_as_it_went_in(store: Store) -> None:
+    recording = _recorded(store, metadata={"ide": "x"}, user="ada")
+    assert store.interaction(recording.interaction.id) == recording.interaction
+    assert store.attempts(recording.interaction.id) == list(recording.attempts)
+    assert store.executions(recording.interaction.id) == list(recording.executions)
+
+
+def test_times_keep_their_instant_whatever_their_zone(store: Store) -> None:
+    at = datetime(2026, 11, 21, 1, 30, tzinfo=timezone(timedelta(hours=5)))
+    recording = _recorded(store, created_at=at)
+    back = store.interaction(recording.interaction.id).created_at
+    assert back == at
+    assert back.tzinfo is UTC
+    with pytest.raises(StoreError, match="zone"):
+        _recorded(store, created_at=datetime(2026, 11, 21))  # noqa: DTZ001
+
+
+def test_a_batch_is_written_whole_or_not_at_all(store: Store) -> None:
+    first = _recorded(store)
+    fresh = records.interaction()
+    with pytest.raises(Conflict):
+        store.add([Recording(interaction=fresh), Recording(interaction=first.interaction)])
+    with pytest.raises(NotFound):
+        store.interaction(fresh.id)
+
+
+def test_interactions_are_listed_newest_first_in_pages(store: Store) -> None:
+    ids = [_recorded(store, verified=i % 2 == 0).interaction.id for i in range(5)]
+    page = store.interactions(limit=2)
+    assert [row.id for row in page] == ids[:2:-1]
+    rest = store.interactions(limit=10, before=page[-1].id)
+    assert [row.id for row in rest] == ids[2::-1]
+    assert [row.id for row in store.interactions(verified=False)] == [ids[3], ids[1]]
+    assert store.interactions(source=Source.IMPORTED) == []
+    assert [row.id for row in store.iter_interactions(page=2)] == ids
+
+
+def test_feedback_overwrites_under_the_same_identifier_only(store: Store) -> None:
+    interaction = _recorded(store).interaction
+    first = records.comment(interaction, "a", identifier="ed")
+    [kept] = store.put_feedback([first])
+    [again] = store.put_feedback([records.comment(interaction, "b", identifier="ed")])
+    [other] = store.put_feedback([records.comment(interaction, "c", identifier="eve")])
+    assert again == kept == first.id
+    assert other != kept
+    assert [row.value for row in store.feedback(interaction.id)] == ["b", "c"]
+    assert store.feedback(interaction.id)[0].created_at == first.created_at
+
+
+@pytest.mark.parametrize("value", [True, 0.5, "words"])
+def test_feedback_values_keep_their_type(store: Store, value: object) -> None:
+    interaction = _recorded(store).interaction
+    store.put_feedback([records.comment(interaction, metric="any", value=value)])
+    [back] = store.feedback(interaction.id)
+    assert back.value == value
+    assert type(back.value) is type(value)
+
+
+def test_feedback_needs_its_target(store: Store) -> None:
+    interaction = _recorded(store).interaction
+    stray = records.comment(records.interaction())
+    with pytest.raises(NotFound, match="no interaction"):
+        store.put_feedback([records.comment(interaction), stray])
+    assert store.feedback(interaction.id) == []
+    episode = records.comment(interaction, interaction_id=None, episode_id=interaction.episode_id)
+    assert store.put_feedback([episode]) == [episode.id]
+    with pytest.raises(NotFound, match="no episode"):
+        store.put_feedback([records.comment(interaction, interaction_id=None, episode_id="none")])
+
+
+def test_feedback_can_be_deleted_once(store: Store) -> None:
+    interaction = _recorded(store).interaction
+    [kept] = store.put_feedback([records.comment(interaction)])
+    store.delete_feedback(kept)
+    assert store.feedback(interaction.id) == []
+    with pytest.raises(NotFound):
+        store.delete_feedback(kept)
+
+
+def test_collecting_finds_what_has_feedback(store: Store) -> None:
+    judged = _recorded(store, verified=False).interaction
+    _recorded(store, verified=False)
+    store.put_feedback([records.comment(judged)])
+    found = list(store.iter_interactions(with_feedback=Metric.COMMENT, verified=False))
+    assert found == [judged]
+
+
+def test_cycles_and_their_lineage(store: Store) -> None:
+    interaction = _recorded(store).interaction
+    cycle = records.cycle()
+    store.add_cycle(cycle)
+    row = DatasetRow(
+        cycle_id=cycle.id,
+        row_id="r1",
+        recipe="ilf",
+        kept=True,
+        reason=None,
+        interaction_ids=[interaction.id],
+        feedback_ids=[],
+        prompt_sha256="p",
+        program_sha256="q",
+    )
+    for _ in range(2):  # repeating a stage changes nothing
+        store.replace_dataset(cycle.id, [row])
+    assert store.dataset(cycle.id) == [row]
+    changed = store.update_cycle(cycle.id, state=CycleState.SUCCEEDED, report={"kept": 1})
+    assert changed.report == {"kept": 1}
+    assert store.cycles(state=CycleState.SUCCEEDED) == [changed]
+    adapter = store.add_adapter(_adapter(cycle_id=cycle.id), _built())
+    assert store.adapters_taught_by(interaction.id) == [adapter]
+    assert store.adapters_taught_by(new_id()) == []
+    with pytest.raises(NotFound):
+        store.update_cycle("none", stage="x")
+
+
+def _adapter(**changes: object) -> Adapter:
+    values = {
+        "version": 0,
+        "sha256": new_id(),
+        "created_at": now(),
+        "state": AdapterState.BUILT,
+        "directory": "/nowhere",
+        "base_model": "base",
+        "base_sha256": "ff",
+        "rank": 16,
+        "cycle_id": None,
+        "recipe": "ilf",
+    }
+    return Adapter(**values | changes)  # type: ignore[arg-type]
+
+
+def _built(**changes: object) -> Transition:
+    values = {
+        "id": new_id(),
+        "version": 0,
+        "from_state": None,
+        "to_state": AdapterState.BUILT,
+        "at": now(),
+        "actor": "test",
+        "reason": "trained",
+    }
+    return Transition(**values | changes)  # type: ignore[arg-type]
+
+
+def test_versions_are_counted_without_gaps_by_many_threads(store: Store) -> None:
+    versions: list[int] = []
+    threads = [
+        threading.Thread(
+            target=lambda: versions.append(store.add_adapter(_adapter(), _built()).version)
+        )
+        for _ in range(8)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(versions) == list(range(1, 9))
+
+
+def test_a_transition_from_a_stale_state_changes_nothing(store: Store) -> None:
+    adapter = store.add_adapter(_adapter(), _built())
+    change = _built(
+        version=adapter.version,
+        from_state=AdapterState.EXAMINED,
+        to_state=AdapterState.CHAMPION,
+    )
+    with pytest.raises(Conflict):
+        store.transition([change], {Alias.CHAMPION: adapter.version})
+    assert store.aliases() == {}
+    assert store.adapter(adapter.version).state is AdapterState.BUILT
+    assert len(store.transitions(adapter.version)) == 1
+
+
+def test_a_lease_has_one_holder_until_it_expires(store: Store) -> None:
+    store.take_lease("improver", "a", ttl_s=60)
+    store.take_lease("improver", "a", ttl_s=60)
+    with pytest.raises(Conflict, match="held by a"):
+        store.take_lease("improver", "b", ttl_s=60)
+    store.drop_lease("improver", "b")
+    store.take_lease("improver", "a", ttl_s=-1)
+    store.take_lease("improver", "b", ttl_s=60)
+    store.drop_lease("improver", "b")
+    store.take_lease("improver", "a", ttl_s=60)
+
+
+def test_receipts_and_heartbeats(store: Store) -> None:
+    receipt = SwapReceipt(
+        id=new_id(),
+        at=now(),
+        server="s",
+        version=3,
+        from_version=0,
+        accepted=True,
+        reason="",
+        phases_s={"load": 0.1},
+    )
+    store.add_receipt(receipt)
+    assert store.receipts(version=3) == [receipt]
+    assert store.receipts(version=4) == []
+    for pid in (1, 2):
+        store.beat(Heartbeat(process="server", at=now(), pid=pid, host="h"))
+    assert [beat.pid for beat in store.heartbeats()] == [2]
+
+
+def test_two_processes_may_open_a_new_database_at_once(url: str) -> None:
+    errors: list[BaseException] = []
+
+    def open_one() -> None:
+        try:
+            Store.open(url).close()
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=open_one) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+
+
+def test_the_migrations_build_the_schema_the_code_states(store: Store, url: str) -> None:
+    engine = sa.create_engine(url)
+    with engine.connect() as connection:
+        context = MigrationContext.configure(connection, opts={"compare_type": False})
+        assert compare_metadata(context, metadata) == []
+    engine.dispose()
+
+
+def test_a_schema_from_the_future_is_refused(store: Store, url: str) -> None:
+    engine = sa.create_engine(url)
+    with engine.begin() as connection:
+        connection.execute(sa.text("UPDATE alembic_version SET version_num = '9999'"))
+    engine.dispose()
+    with pytest.raises(StoreError, match="does not know"):
+        Store.open(url)
+
+
+def test_an_unreachable_database_says_so(tmp_path: Path) -> None:
+    with pytest.raises(StoreUnavailable):
+        Store.open(f"postgresql://nobody@/none?host={tmp_path}")
