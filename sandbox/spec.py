@@ -532,6 +532,23 @@ def render(spec: Spec, kinds: Sequence[Kind] = KINDS, *, limit: int = VISIBLE_UN
     return "\n".join(parts)
 
 
+def extend_prompt(prompt: str, spec: Spec) -> str:
+    """Write a request and its specification as one message.
+
+    The server sends this text and the improver trains on it: it is the only place where the two
+    are joined.
+
+    Args:
+        prompt: What the user asks, in prose.
+        spec: The specification; only its visible part is written.
+
+    Returns:
+        The message; the prompt as it is when the specification has nothing to show.
+    """
+    text = render(spec)
+    return f"{prompt.rstrip()}\n\nSpecification:\n{text}" if text else prompt
+
+
 def _render_types(spec: Spec) -> list[str]:
     lines = []
     if spec.entry_point and spec.types and spec.types.lstrip().startswith("("):
