@@ -1,0 +1,1 @@
+"""Examinations: siblings behind `base`."""

@@ -1,0 +1,1 @@
+"""Ways to make training rows: siblings behind `base`."""

@@ -1,0 +1,559 @@
+"""Train a LoRA adapter from `train.jsonl`: `python -m improver.train DIRECTORY`.
+
+A process of its own, at lower priority, started by `trainer`: it reads `job.json`, `train.jsonl`
+and `held_out.jsonl`, and leaves `adapter/` (peft's files, `training.json`, the probe of
+`ops.probe`), `progress.jsonl`, and last `training.json`, whose presence means complete. Killed at
+any point it goes on from `checkpoint.pt` and ends with the very adapter it would have made.
+
+What is done here, and why not trl's SFTTrainer: the loss is on the answer and its end-of-turn token
+only, so the vocabulary projection, the largest matrix of a small model, is computed at answer
+positions only; rows of like length share a microbatch; and a killed run resumes bit by bit.
+
+Plain cross-entropy on the answer is the objective of all three recipes (ILF, arXiv 2303.16749,
+section 2.2; GIFT4Code, arXiv 2402.08073; Inverse-Instruct, arXiv 2407.05700). Deviation: LoRA
+where the papers tune all weights, hence larger learning rates than theirs.
+
+Covered: one device (CUDA, else the CPU), early stop on a held-out split, refusal of what the engine
+would refuse. Not covered: several devices, gradient checkpointing, preference losses.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import math
+import os
+import random
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from peft import LoraConfig, get_peft_model
+from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors.torch import save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from improver.errors import TrainingError
+from improver.types import TrainJob, from_json
+from ops import probe
+from ops.records import Json
+
+SERVABLE_RANKS = (8, 16, 32, 64, 128)
+NEUTRAL_TEXT = "def add(a, b):\n    return a + b\n\n\nprint(add(1, 2))\n"
+PROBE_TEXTS = 3
+PROBE_CANDIDATES = 8
+PROBE_TOKENS = 256
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A row as tokens: `ids` of length n, of which the first `prompt` are not learned."""
+
+    ids: list[int]
+    prompt: int
+
+
+# --- rows ----------------------------------------------------------------------------------------
+
+
+def encode(tokenizer: Any, messages: Sequence[Json], answer: str) -> Encoded:
+    """Write a row in the served model's chat template.
+
+    The prompt is tokenised apart from the answer, as it is when the model is served, so that no
+    token straddles the border. The answer ends with the template's end-of-turn token.
+
+    Raises:
+        TrainingError: the template does not put the answer after the prompt.
+    """
+    prompt = tokenizer.apply_chat_template(
+        list(messages), tokenize=False, add_generation_prompt=True
+    )
+    whole = tokenizer.apply_chat_template(
+        [*messages, {"role": "assistant", "content": answer}], tokenize=False
+    )
+    if not whole.startswith(prompt):
+        raise TrainingError("the chat template does not continue the prompt with the answer")
+    prompt_ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    answer_ids = tokenizer(whole[len(prompt) :], add_special_tokens=False)["input_ids"]
+    # What the template writes after the end of the turn (a newline, say) is never generated.
+    end = tokenizer.eos_token_id
+    if end in answer_ids:
+        answer_ids = answer_ids[: len(answer_ids) - answer_ids[::-1].index(end)]
+    else:
+        answer_ids = [*answer_ids, end]
+    return Encoded([*prompt_ids, *answer_ids], len(prompt_ids))
+
+
+def read_rows(path: Path, tokenizer: Any, max_tokens: int) -> tuple[list[Encoded], list[str]]:
+    """Return the rows of a file as tokens, and the ids of those that are too long."""
+    rows, too_long = [], []
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    for line in lines:
+        row = json.loads(line)
+        encoded = encode(tokenizer, row["messages"], row["answer"])
+        if len(encoded.ids) > max_tokens:
+            too_long.append(row["id"])
+        else:
+            rows.append(encoded)
+    return rows, too_long
+
+
+def plan_steps(
+    lengths: Sequence[int], *, epochs: int, batch_rows: int, seed: int
+) -> list[list[int]]:
+    """Lay out the whole run: for each optimiser step, the indices of its rows.
+
+    Rows of like length share a step, so that little is padded; which ones and in what order is
+    drawn anew each epoch from the seed.
+    """
+    rng = random.Random(seed)
+    steps = []
+    for _ in range(epochs):
+        order = sorted(range(len(lengths)), key=lambda i: lengths[i] * rng.uniform(0.8, 1.25))
+        batches = [order[i : i + batch_rows] for i in range(0, len(order), batch_rows)]
+        rng.shuffle(batches)
+        steps += batches
+    return steps
+
+
+def microbatches(rows: Sequence[Encoded], limit_tokens: int) -> Iterator[list[Encoded]]:
+    """Split a step's rows, longest first, into groups of at most `limit_tokens` when padded."""
+    group: list[Encoded] = []
+    for row in sorted(rows, key=lambda row: -len(row.ids)):
+        longest = len(group[0].ids) if group else len(row.ids)
+        if group and longest * (len(group) + 1) > limit_tokens:
+            yield group
+            group = []
+        group.append(row)
+    if group:
+        yield group
+
+
+# --- loss ----------------------------------------------------------------------------------------
+
+
+def answer_logprobs(model: Any, rows: Sequence[Encoded], device: torch.device) -> torch.Tensor:
+    """Return the log-probabilities of all answer tokens of `rows`, in one flat tensor.
+
+    Padding is on the right: under a causal mask it changes nothing to its left, so no attention
+    mask is passed and the faster kernels stay available.
+    """
+    width = max(len(row.ids) for row in rows)
+    ids = torch.zeros((len(rows), width), dtype=torch.long)  # (batch, seq)
+    for i, row in enumerate(rows):
+        ids[i, : len(row.ids)] = torch.tensor(row.ids)
+    ids = ids.to(device)
+    inner = model.get_base_model()
+    hidden = inner.model(input_ids=ids, use_cache=False).last_hidden_state  # (batch, seq, width)
+    # The token at t is predicted from the state at t - 1.
+    states = torch.cat(
+        [hidden[i, row.prompt - 1 : len(row.ids) - 1] for i, row in enumerate(rows)]
+    )  # (answers, width)
+    targets = torch.cat([ids[i, row.prompt : len(row.ids)] for i, row in enumerate(rows)])
+    logits = inner.lm_head(states).float()  # (answers, vocabulary)
+    return -F.cross_entropy(logits, targets, reduction="none")
+
+
+def mean_loss(
+    model: Any, rows: Sequence[Encoded], device: torch.device, limit_tokens: int
+) -> float:
+    """Return nats per answer token over `rows`, without learning from them."""
+    total, count = 0.0, 0
+    model.eval()
+    with torch.no_grad():
+        for group in microbatches(rows, limit_tokens):
+            values = answer_logprobs(model, group, device)
+            total -= values.sum().item()
+            count += values.numel()
+    model.train()
+    return total / max(count, 1)
+
+
+# --- model ---------------------------------------------------------------------------------------
+
+
+def check_servable(job: TrainJob) -> None:
+    """Refuse what the engine would refuse when the adapter is loaded.
+
+    Raises:
+        TrainingError: names the setting.
+    """
+    if job.rank not in SERVABLE_RANKS:
+        raise TrainingError(f"rank {job.rank} cannot be served; one of {SERVABLE_RANKS}")
+    if job.rank > job.max_lora_rank:
+        raise TrainingError(
+            f"rank {job.rank} is above engine.max_lora_rank = {job.max_lora_rank}: "
+            "the engine would refuse the adapter"
+        )
+
+
+def check_modules(model: Any, wanted: Sequence[str]) -> list[str]:
+    """Return those of the wanted linear layers that the model has.
+
+    Raises:
+        TrainingError: it has none of them.
+    """
+    names = {
+        name.rsplit(".", 1)[-1]
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear)
+    }
+    found = [name for name in wanted if name in names]
+    if not found:
+        raise TrainingError(f"the base model has none of the layers {', '.join(wanted)}")
+    return found
+
+
+def pick_device() -> torch.device:
+    """CUDA where there is some, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def pick_dtype(wanted: str, device: torch.device) -> torch.dtype:
+    """bf16 where the device multiplies it natively, else fp32.
+
+    On a CPU without `avx512_bf16` or AMX, bf16 is emulated and slower than fp32.
+    """
+    if wanted != "auto":
+        return torch.float32 if wanted == "float32" else torch.bfloat16
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+    try:
+        flags = set(Path("/proc/cpuinfo").read_text().split())
+    except OSError:
+        flags = set()
+    native = flags & {"avx512_bf16", "amx_bf16"}
+    return torch.bfloat16 if native else torch.float32
+
+
+def load_model(job: TrainJob, device: torch.device, dtype: torch.dtype) -> Any:
+    """Load the base and put fresh LoRA layers into it; their weights stay fp32."""
+    try:
+        base = AutoModelForCausalLM.from_pretrained(
+            job.base_directory, dtype=dtype, local_files_only=True, attn_implementation="sdpa"
+        )
+    except (OSError, ValueError) as error:
+        raise TrainingError(f"cannot load {job.base_directory}: {error}") from error
+    if not hasattr(base, "lm_head") or not hasattr(base, "model"):
+        raise TrainingError(f"{type(base).__name__} is not a decoder this step knows")
+    config = LoraConfig(
+        r=job.rank,
+        lora_alpha=job.alpha,
+        lora_dropout=job.dropout,
+        target_modules=check_modules(base, job.target_modules),
+        bias="none",
+        task_type="CAUSAL_LM",
+    )
+    return get_peft_model(base.to(device), config)
+
+
+# --- the run -------------------------------------------------------------------------------------
+
+
+@dataclass
+class Progress:
+    """All that a checkpoint keeps beside the weights."""
+
+    step: int = 0
+    tokens: int = 0
+    padded_tokens: int = 0
+    busy_s: float = 0.0
+    evaluations: int = 0
+    best_loss: float = math.inf
+    best_step: int = 0
+    worse: int = 0
+    stopped_early: bool = False
+
+
+class Run:
+    """One training run, resumable at every step."""
+
+    def __init__(self, directory: Path, job: TrainJob, report: Callable[[Json], None]) -> None:
+        check_servable(job)
+        self.directory = directory
+        self.job = job
+        self._report = report
+        self._began = time.monotonic()
+        torch.manual_seed(job.seed)
+        self.device = pick_device()
+        self.dtype = pick_dtype(job.dtype, self.device)
+        self.tokenizer = AutoTokenizer.from_pretrained(job.base_directory, local_files_only=True)
+        self.rows, self.too_long = read_rows(
+            directory / "train.jsonl", self.tokenizer, job.max_tokens
+        )
+        self.held_out, _ = read_rows(directory / "held_out.jsonl", self.tokenizer, job.max_tokens)
+        if not self.rows:
+            raise TrainingError(f"no row fits into max_tokens = {job.max_tokens}")
+        self.plan = plan_steps(
+            [len(row.ids) for row in self.rows],
+            epochs=job.epochs,
+            batch_rows=job.batch_rows,
+            seed=job.seed,
+        )
+        self.model = load_model(job, self.device, self.dtype)
+        self.model.train()
+        weights = [p for p in self.model.parameters() if p.requires_grad]
+        self.trainable = sum(p.numel() for p in weights)
+        self.weights = weights
+        self.optimizer = torch.optim.AdamW(weights, lr=job.learning_rate, weight_decay=0.0)
+        self.progress = Progress()
+        self.best: dict[str, torch.Tensor] = {}
+        self.curve: list[Json] = []
+
+    @property
+    def checkpoint(self) -> Path:
+        """Where the run is kept between kills."""
+        return self.directory / "checkpoint.pt"
+
+    def learning_rate(self, step: int) -> float:
+        """Linear warm-up, then linear decay to a tenth."""
+        steps = len(self.plan)
+        warm = max(1, round(steps * self.job.warmup_share))
+        if step < warm:
+            return self.job.learning_rate * (step + 1) / warm
+        left = (steps - step) / max(1, steps - warm)
+        return self.job.learning_rate * (0.1 + 0.9 * left)
+
+    def run(self) -> None:
+        """Train to the end or to the early stop, from the checkpoint where there is one."""
+        resumed = self._load()
+        every = self._evaluate_every()
+        if not resumed and self.held_out:
+            self._evaluate()
+        saved = time.monotonic()
+        while self.progress.step < len(self.plan) and not self.progress.stopped_early:
+            self._step()
+            step = self.progress.step
+            if self.held_out and (step % every == 0 or step == len(self.plan)):
+                self._evaluate()
+            if time.monotonic() - saved >= self.job.checkpoint_s or step == len(self.plan):
+                self._save()
+                saved = time.monotonic()
+        if self.best:
+            set_peft_model_state_dict(self.model, self.best)
+
+    def _evaluate_every(self) -> int:
+        per_epoch = math.ceil(len(self.plan) / self.job.epochs)
+        return max(1, per_epoch // self.job.evaluations_per_epoch)
+
+    def _step(self) -> None:
+        began = time.monotonic()
+        progress, job = self.progress, self.job
+        rate = self.learning_rate(progress.step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        rows = [self.rows[i] for i in self.plan[progress.step]]
+        answers = sum(len(row.ids) - row.prompt for row in rows)
+        total = 0.0
+        for microbatch in microbatches(rows, job.microbatch_tokens):
+            values = answer_logprobs(self.model, microbatch, self.device)
+            loss = -values.sum() / answers
+            loss.backward()
+            total += loss.item()
+            progress.padded_tokens += len(microbatch) * len(microbatch[0].ids)
+        if not math.isfinite(total):
+            raise TrainingError(f"the loss is {total} at step {progress.step}")
+        torch.nn.utils.clip_grad_norm_(self.weights, 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        progress.step += 1
+        progress.tokens += sum(len(row.ids) for row in rows)
+        progress.busy_s += time.monotonic() - began
+        self._note({"loss": total, "learning_rate": rate})
+
+    def _evaluate(self) -> None:
+        progress = self.progress
+        loss = mean_loss(self.model, self.held_out, self.device, self.job.microbatch_tokens)
+        progress.evaluations += 1
+        # The first look is at the untouched base: not a candidate, only a mark on the curve.
+        if progress.step and loss < progress.best_loss:
+            progress.best_loss, progress.best_step, progress.worse = loss, progress.step, 0
+            self.best = self._adapter()
+        elif progress.step:
+            progress.worse += 1
+            progress.stopped_early = progress.worse >= self.job.patience
+        self._note({"held_out_loss": loss})
+
+    def _note(self, what: Json) -> None:
+        progress = self.progress
+        line = {
+            "step": progress.step,
+            "steps": len(self.plan),
+            "tokens_per_s": round(progress.tokens / progress.busy_s, 1) if progress.busy_s else 0,
+            **what,
+        }
+        self.curve.append(line)
+        self._report(line)
+
+    def _adapter(self) -> dict[str, torch.Tensor]:
+        state = get_peft_model_state_dict(self.model, save_embedding_layers=False)
+        return {
+            name: value.detach().to("cpu", torch.float32).clone().contiguous()
+            for name, value in sorted(state.items())
+        }
+
+    def _save(self) -> None:
+        draft = self.checkpoint.with_suffix(".draft")
+        with draft.open("wb") as file:
+            torch.save(
+                {
+                    "progress": asdict(self.progress),
+                    "curve": self.curve,
+                    "weights": self._adapter(),
+                    "best": self.best,
+                    "optimizer": self.optimizer.state_dict(),
+                    "rng": torch.get_rng_state(),
+                },
+                file,
+            )
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(self.checkpoint)
+
+    def _load(self) -> bool:
+        if not self.checkpoint.exists():
+            return False
+        state = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
+        self.progress = Progress(**state["progress"])
+        self.curve = state["curve"]
+        self.best = state["best"]
+        set_peft_model_state_dict(self.model, state["weights"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        torch.set_rng_state(state["rng"])
+        return True
+
+    # --- what is left behind ---------------------------------------------------------------------
+
+    def finish(self) -> Json:
+        """Write the adapter, its probe and the report; return the report."""
+        draft = self.directory / "adapter"
+        draft.mkdir(exist_ok=True)
+        save_file(self._adapter(), str(draft / "adapter_model.safetensors"))
+        config = self.model.peft_config["default"].to_dict()
+        config |= {
+            "base_model_name_or_path": self.job.base_name,
+            "inference_mode": True,
+            "target_modules": sorted(config["target_modules"]),
+        }
+        text = json.dumps(config, indent=1, sort_keys=True, default=_plain)
+        (draft / "adapter_config.json").write_text(text + "\n")
+        probe.write(draft, self._probe())
+        report = self._summary()
+        text = json.dumps(report, indent=1, sort_keys=True) + "\n"
+        (draft / "training.json").write_text(text)
+        (self.directory / "training.json.draft").write_text(text)
+        (self.directory / "training.json.draft").replace(self.directory / "training.json")
+        return report
+
+    def _summary(self) -> Json:
+        progress = self.progress
+        losses = [line["loss"] for line in self.curve if "loss" in line]
+        held_out = [line["held_out_loss"] for line in self.curve if "held_out_loss" in line]
+        return {
+            "job": {k: v for k, v in asdict(self.job).items() if k != "base_directory"},
+            "rows": len(self.rows),
+            "held_out_rows": len(self.held_out),
+            "rows_too_long": self.too_long,
+            "answer_tokens": sum(len(row.ids) - row.prompt for row in self.rows),
+            "steps": progress.step,
+            "steps_planned": len(self.plan),
+            "stopped_early": progress.stopped_early,
+            "best_step": progress.best_step or progress.step,
+            "loss_first": losses[0],
+            "loss_last": losses[-1],
+            "held_out_loss_base": held_out[0] if held_out else None,
+            "held_out_loss": progress.best_loss if held_out else None,
+            "trainable_parameters": self.trainable,
+            "tokens": progress.tokens,
+            "tokens_per_s": round(progress.tokens / max(progress.busy_s, 1e-9), 1),
+            "padding_share": round(1 - progress.tokens / max(progress.padded_tokens, 1), 3),
+            "train_s": round(progress.busy_s, 1),
+            "process_s": round(time.monotonic() - self._began, 1),
+            "peak_memory_bytes": _peak_memory(self.device),
+            "device": str(self.device),
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "curve": self.curve,
+            "versions": {name: version(name) for name in ("torch", "transformers", "peft")},
+        }
+
+    def _probe(self) -> list[probe.ProbeText]:
+        """Texts at which the adapter acts: the rows it shifts most, and a neutral one."""
+        self.model.eval()
+        shortest = sorted(self.rows, key=lambda row: len(row.ids))[:PROBE_CANDIDATES]
+        texts = [self._probe_text(row.ids[-PROBE_TOKENS:]) for row in shortest]
+        texts.sort(key=lambda text: -_shift(text))
+        neutral = self.tokenizer(NEUTRAL_TEXT, add_special_tokens=False)["input_ids"]
+        return [*texts[:PROBE_TEXTS], self._probe_text(neutral)]
+
+    def _probe_text(self, ids: list[int]) -> probe.ProbeText:
+        row = [Encoded(ids, 1)]
+        with torch.no_grad():
+            tuned = answer_logprobs(self.model, row, self.device).tolist()
+            with self.model.disable_adapter():
+                base = answer_logprobs(self.model, row, self.device).tolist()
+        return probe.ProbeText(token_ids=ids, base_logprobs=base, adapter_logprobs=tuned)
+
+
+def _shift(text: probe.ProbeText) -> float:
+    pairs = zip(text.adapter_logprobs, text.base_logprobs, strict=True)
+    return sum(abs(a - b) for a, b in pairs) / len(text.base_logprobs)
+
+
+def _plain(value: object) -> object:
+    return sorted(value) if isinstance(value, (set, frozenset)) else str(value)
+
+
+def _peak_memory(device: torch.device) -> int:
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def die_with_parent() -> None:
+    """Ask Linux to end this process when the one that started it is gone."""
+    if sys.platform == "linux":
+        pr_set_pdeathsig, sigterm = 1, 15
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, sigterm, 0, 0, 0)
+
+
+def train(directory: Path) -> Json:
+    """Run the job of a directory to its end and return its report.
+
+    Raises:
+        TrainingError: the job is malformed, cannot be served, or the loss is not finite.
+    """
+    try:
+        job = from_json(TrainJob, json.loads((directory / "job.json").read_text()))
+    except (OSError, ValueError, TypeError) as error:
+        raise TrainingError(f"{directory} has no readable job.json: {error}") from error
+    with (directory / "progress.jsonl").open("a", encoding="utf-8") as file:
+
+        def report(line: Json) -> None:
+            file.write(json.dumps(line) + "\n")
+            file.flush()
+
+        run = Run(directory, job, report)
+        run.run()
+        return run.finish()
+
+
+def main() -> int:
+    """Entry point of the process."""
+    die_with_parent()
+    try:
+        train(Path(sys.argv[1]))
+    except TrainingError as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,212 @@
+"""What the stages of a cycle hand to each other. Plain frozen data, written as JSON lines.
+
+`Case` comes out of `collect`, `Row` and `Drop` out of a recipe and `screen`, `TrainJob` goes into
+the training process, `Outcome` comes out of `evaluate`, `Judgement` out of `decide`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field, fields
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, TypeVar
+
+from ops.records import Decision, Json
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """A failed interaction with somebody's words about it: what ILF learns from.
+
+    `messages` are the request's own, without the rendered specification. `program` is the wrong
+    program that the feedback is about. `spec` holds the hidden examples: it never enters a prompt
+    unrendered.
+    """
+
+    interaction_id: str
+    messages: list[Json]
+    spec: Json
+    program: str
+    feedback: str
+    feedback_ids: list[str]
+    feedback_source: str
+    source: str
+    user: str | None = None
+    demonstration: str | None = None
+    demonstration_ids: list[str] = field(default_factory=list)
+    metadata: dict[str, str] = field(default_factory=dict)
+
+
+class Origin(StrEnum):
+    """Who wrote the answer of a training row."""
+
+    REFINEMENT = "refinement"
+    """The model, out of a wrong program and feedback."""
+    DEMONSTRATION = "demonstration"
+    """A person."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One training example: the prompt as it is served, and the answer that should come.
+
+    `provenance` says how it came about: model, sampling, verdict, where the words come from.
+    """
+
+    id: str
+    recipe: str
+    origin: Origin
+    task: str
+    messages: list[Json]
+    answer: str
+    program: str
+    interaction_ids: list[str]
+    feedback_ids: list[str]
+    prompt_sha256: str
+    program_sha256: str
+    provenance: Json = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drop:
+    """Something that did not become a training row, and why. `row` is set where there was one."""
+
+    reason: str
+    interaction_ids: list[str]
+    detail: str = ""
+    row: Row | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainJob:
+    """All the training process needs to know; its rows lie beside it in `train.jsonl`.
+
+    `base_directory` is where the weights are, `base_name` what the world calls them.
+    """
+
+    base_directory: str
+    base_name: str
+    base_sha256: str
+    max_lora_rank: int
+    rank: int
+    alpha: int
+    dropout: float
+    learning_rate: float
+    epochs: int
+    batch_rows: int
+    max_tokens: int
+    seed: int
+    dtype: str = "auto"
+    warmup_share: float = 0.1
+    patience: int = 2
+    evaluations_per_epoch: int = 2
+    microbatch_tokens: int = 2048
+    checkpoint_s: float = 30.0
+    target_modules: tuple[str, ...] = (
+        "q_proj",
+        "k_proj",
+        "v_proj",
+        "o_proj",
+        "gate_proj",
+        "up_proj",
+        "down_proj",
+    )
+
+
+class Arm(StrEnum):
+    """Who answers in an examination."""
+
+    CHAMPION = "champion"
+    """What `code` answers with now; the base model when nothing was promoted yet."""
+    CANDIDATE = "candidate"
+    """The adapter that wants its place."""
+
+
+class Suite(StrEnum):
+    """The role of an examination task."""
+
+    TARGET = "target"
+    """Where the candidate must be better."""
+    GUARD = "guard"
+    """Where it must not be worse by more than a margin."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """How one arm did on one task with one seed. `passed` None: infrastructure, never counted."""
+
+    suite: Suite
+    arm: Arm
+    task_id: str
+    seed: int
+    passed: bool | None
+    verdict: str
+    answer_sha256: str
+    tokens: int = 0
+    error: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judgement:
+    """The gate's word with every number it rests on; `text` is for people."""
+
+    decision: Decision
+    reason: str
+    numbers: Json
+    text: str
+
+
+def to_json(record: Any) -> Json:
+    """Return a record of this module as JSON-ready data."""
+    return asdict(record)
+
+
+def from_json(kind: type[T], data: Json) -> T:
+    """Read a record of this module back.
+
+    Raises:
+        TypeError, ValueError: it is malformed.
+    """
+    data = dict(data)
+    for item in fields(kind):  # type: ignore[arg-type]
+        if item.name in data and (convert := _CONVERT.get(str(item.type))) is not None:
+            data[item.name] = convert(data[item.name])
+    return kind(**data)
+
+
+_CONVERT: dict[str, Any] = {
+    "Origin": Origin,
+    "Arm": Arm,
+    "Suite": Suite,
+    "Decision": Decision,
+    "tuple[str, ...]": tuple,
+    "Row | None": lambda data: None if data is None else from_json(Row, data),
+}
+
+
+def write_lines(path: Path, records: Iterable[Any]) -> int:
+    """Write records as JSON lines and return how many; the file appears whole or not at all."""
+    draft = path.with_name(path.name + ".draft")
+    count = 0
+    with draft.open("w", encoding="utf-8") as file:
+        for record in records:
+            data = record if isinstance(record, dict) else to_json(record)
+            file.write(json.dumps(data, ensure_ascii=False) + "\n")
+            count += 1
+    draft.replace(path)
+    return count
+
+
+def read_lines(path: Path, kind: type[T]) -> Iterator[T]:
+    """Yield the records of a file of JSON lines; a file that is not there has none."""
+    if not path.exists():
+        return
+    with path.open(encoding="utf-8") as file:
+        for line in file:
+            # A killed writer leaves an unfinished last line behind.
+            if line.endswith("\n"):
+                yield from_json(kind, json.loads(line))
