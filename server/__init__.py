@@ -1,0 +1,1 @@
+"""The HTTP API: OpenAI-compatible, verified, recorded. Empty on purpose: import the module you need."""

@@ -1,0 +1,526 @@
+"""Adapters: follows the registry's aliases and decides which model name a request runs under.
+
+The swap protocol: verify the bytes, preflight, load under a new name, read back, probe, flip,
+drain by reference count, unload. Nothing is ever loaded in place and no name or path is used
+twice. What cannot be proved is refused in the registry with the reason, and serving goes on with
+what it had. After an engine restart everything is loaded and proved again; until then `code` is
+answered with 503 rather than by the wrong weights. Training and deciding are the improver's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import re
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from ops import metrics
+from ops.errors import ArtifactError, NotFound, OpsError, StoreError
+from ops.records import Adapter, Alias, SwapReceipt, new_id, now
+from ops.registry import Registry
+from ops.store import Store
+from server.engine import Engine, LoadRefused, Model
+from server.errors import EngineRefusal, EngineUnavailable, NotFoundError, ServerError
+from server.proof import preflight, run_probe
+
+log = logging.getLogger(__name__)
+
+ALIAS = "code"
+"""The model name that means the champion."""
+_PIN = re.compile(r"^code@v([1-9][0-9]{0,8})$")
+_KEPT = (Alias.CHAMPION, Alias.CANDIDATE, Alias.ROLLBACK)
+"""What stays loaded, in the order in which it is brought in."""
+MAX_BACKOFF_S = 60.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Served:
+    """What answers a request: version 0 is the base model."""
+
+    model: str
+    """The engine's name of it."""
+    version: int
+    sha256: str
+    base: str
+    base_root: str
+
+    @property
+    def name(self) -> str:
+        """The family: `code` for adapters, `base` for the base model."""
+        return ALIAS if self.version else "base"
+
+    @property
+    def fingerprint(self) -> str:
+        """Base and adapter in one short word, for `system_fingerprint`."""
+        base = hashlib.sha256(f"{self.base}\0{self.base_root}".encode()).hexdigest()
+        return f"fp_{base[:10]}_{self.sha256[:12] or 'base'}"
+
+    @property
+    def public(self) -> dict[str, Any]:
+        """The `adapter` field of every answer."""
+        return {"name": self.name, "version": self.version, "sha256": self.sha256}
+
+    def salt(self, given: object) -> str | None:
+        """The prefix-cache salt: no block computed under one adapter serves another."""
+        if not self.sha256:
+            return given if isinstance(given, str) else None
+        if not isinstance(given, str) or not given:
+            return self.sha256
+        return f"{self.sha256}-{hashlib.sha256(given.encode()).hexdigest()[:32]}"
+
+
+@dataclass(kw_only=True)
+class _Loaded:
+    served: Served
+    adapter: Adapter
+    probe: dict[str, Any]
+    references: int = 0
+    left_at: float | None = None
+
+
+@dataclass(kw_only=True)
+class _Trouble:
+    tries: int
+    again_at: float
+    reason: str
+
+
+@dataclass(kw_only=True)
+class _Try:
+    """One attempt to bring a version in, with the seconds of its phases."""
+
+    version: int
+    from_version: int
+    phases_s: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.phases_s[name] = time.perf_counter() - started
+            metrics.adapter_swap_seconds.labels(name).observe(self.phases_s[name])
+
+
+class Adapters:
+    """What the engine serves, and the loop that keeps it what the registry says.
+
+    Args:
+        engine: the engine.
+        store: where aliases are read and receipts written.
+        registry: where a version is verified, and refused when it cannot be proved.
+        server: this server's name in receipts.
+        poll_s: seconds between two looks at the registry and the engine.
+        max_rank: the largest LoRA rank the engine was started with.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        store: Store,
+        registry: Registry,
+        *,
+        server: str,
+        poll_s: float,
+        max_rank: int,
+    ) -> None:
+        self._engine = engine
+        self._store = store
+        self._registry = registry
+        self._server = server
+        self._poll_s = poll_s
+        self._max_rank = max_rank
+        self._base: Model | None = None
+        self._loaded: dict[int, _Loaded] = {}
+        self._champion: int | None = None
+        """What `code` means; 0 is the base; None: not known yet, or lost with the engine."""
+        self._aliases: dict[Alias, int] | None = None
+        self._trouble: dict[int, _Trouble] = {}
+        self._down: str | None = "the engine has not answered yet"
+        self._wake = asyncio.Event()
+        self._stopping = False
+
+    # --- for requests ---------------------------------------------------------------------------
+
+    @contextmanager
+    def lease(self, model: str) -> Iterator[Served]:
+        """Resolve a model name and hold what it means loaded until the block is left.
+
+        Raises:
+            NotFoundError: there is no such model; the engine is never asked.
+            EngineUnavailable: there is, but it cannot answer now.
+        """
+        served = self._resolve(model)
+        loaded = self._loaded.get(served.version)
+        if loaded is None:
+            yield served
+            return
+        loaded.references += 1
+        gauge = metrics.adapter_inflight.labels(str(served.version))
+        gauge.inc()
+        try:
+            yield served
+        finally:
+            loaded.references -= 1
+            gauge.dec()
+            if loaded.left_at is not None and loaded.references == 0:
+                self._wake.set()
+
+    def _resolve(self, model: str) -> Served:
+        if model == ALIAS:
+            if self._champion is None or self._base is None:
+                raise EngineUnavailable(self._why_not_ready())
+            if self._champion == 0:
+                return self._base_served(self._base)
+            return self._loaded[self._champion].served
+        if self._base is not None and model == self._base.id:
+            return self._base_served(self._base)
+        pin = _PIN.match(model)
+        if pin is not None:
+            loaded = self._loaded.get(int(pin[1]))
+            if loaded is not None and loaded.left_at is None:
+                return loaded.served
+            if self._aliases is not None and int(pin[1]) in self._aliases.values():
+                raise EngineUnavailable(f"{model} is being loaded")
+        if self._base is None:
+            raise EngineUnavailable(self._why_not_ready())
+        raise NotFoundError(
+            f"The model `{model[:200]}` does not exist or is not loaded.",
+            param="model",
+            code="model_not_found",
+        )
+
+    def _base_served(self, base: Model) -> Served:
+        return Served(model=base.id, version=0, sha256="", base=base.id, base_root=base.root)
+
+    def missed(self, served: Served) -> EngineUnavailable:
+        """Say that the engine did not know a model that it should: it was restarted."""
+        self._wake.set()
+        return EngineUnavailable(f"the engine lost {served.model}; it is being loaded again")
+
+    # --- for the status routes --------------------------------------------------------------------
+
+    @property
+    def base(self) -> Model | None:
+        """The engine's base model, once it has answered."""
+        return self._base
+
+    @property
+    def champion(self) -> Served | None:
+        """What `code` means now; None while nothing can answer it."""
+        if self._champion is None or self._base is None:
+            return None
+        if self._champion == 0:
+            return self._base_served(self._base)
+        return self._loaded[self._champion].served
+
+    @property
+    def loaded(self) -> list[Adapter]:
+        """The adapters that answer under their pinned names, oldest first."""
+        return [
+            self._loaded[version].adapter
+            for version in sorted(self._loaded)
+            if self._loaded[version].left_at is None
+        ]
+
+    def reasons(self) -> list[str]:
+        """Why the server is not ready; empty when it is."""
+        if self._down is not None:
+            return [self._down]
+        if self._champion is None:
+            return [self._why_not_ready()]
+        wanted = set((self._aliases or {}).values())
+        missing = sorted(wanted - self._loaded.keys())
+        return [self._why_missing(version) for version in missing]
+
+    def _why_not_ready(self) -> str:
+        if self._down is not None:
+            return self._down
+        if self._aliases is None:
+            return "the registry has not been read yet"
+        champion = self._aliases.get(Alias.CHAMPION)
+        return self._why_missing(champion) if champion else "the engine is being looked at"
+
+    def _why_missing(self, version: int) -> str:
+        trouble = self._trouble.get(version)
+        return f"code@v{version} is not loaded" + (f": {trouble.reason}" if trouble else " yet")
+
+    # --- the loop -----------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Follow the registry until `stop`."""
+        while not self._stopping:
+            try:
+                await self.sync()
+            except Exception:  # the loop's edge
+                metrics.loop_errors_total.labels("adapters").inc()
+                log.exception("following the registry failed", extra={"action": "adapters"})
+            try:
+                await asyncio.wait_for(self._wake.wait(), self._poll_s)
+            except TimeoutError:
+                pass
+            self._wake.clear()
+
+    def stop(self) -> None:
+        """End the loop after the step it is in."""
+        self._stopping = True
+        self._wake.set()
+
+    async def sync(self) -> None:
+        """Look once at the engine and the registry and do what they call for."""
+        listed = await self._look()
+        if listed is None:
+            return
+        try:
+            aliases = await asyncio.to_thread(self._store.aliases)
+        except StoreError as error:
+            log.warning("the registry cannot be read: %s", error, extra={"action": "adapters"})
+            return
+        self._aliases = aliases
+        for alias in _KEPT:
+            version = aliases.get(alias)
+            if version is not None and version not in self._loaded:
+                await self._bring(version, alias, listed)
+        self._flip(aliases.get(Alias.CHAMPION))
+        await self._unload_unwanted(set(aliases.values()))
+        self._show(aliases)
+
+    async def _look(self) -> dict[str, Model] | None:
+        """Ask the engine what it serves and forget what it has lost; None when it is down."""
+        try:
+            if not await self._engine.healthy():
+                raise EngineUnavailable("the engine does not answer its health check")
+            models = await self._engine.models()
+            bases = [model for model in models if model.parent is None]
+            if not bases:
+                raise EngineUnavailable("the engine lists no base model")
+        except EngineUnavailable as error:
+            if self._down is None:
+                log.error("the engine is down: %s", error, extra={"action": "engine_down"})
+            self._down = error.message
+            metrics.engine_up.set(0)
+            return None
+        if self._down is not None:
+            log.info("the engine answers", extra={"action": "engine_up"})
+            self._trouble.clear()
+        self._down = None
+        metrics.engine_up.set(1)
+        self._base = bases[0]
+        listed = {model.id: model for model in models}
+        for version in list(self._loaded):
+            if self._loaded[version].served.model not in listed:
+                self._forget(version)
+        return listed
+
+    def _forget(self, version: int) -> None:
+        log.warning(
+            "the engine has lost code@v%d: it was restarted",
+            version,
+            extra={"action": "adapter_lost", "version": version},
+        )
+        del self._loaded[version]
+        if self._champion == version:
+            self._champion = None
+
+    async def _bring(self, version: int, alias: Alias, listed: dict[str, Model]) -> None:
+        """Load and prove one version; on failure refuse it, or try again later."""
+        trouble = self._trouble.get(version)
+        if trouble is not None and time.monotonic() < trouble.again_at:
+            return
+        this = _Try(version=version, from_version=self._champion or 0)
+        try:
+            adapter = await asyncio.to_thread(self._registry.get, version)
+            loaded = await self._prove(this, adapter, listed)
+        except (ArtifactError, LoadRefused, EngineRefusal, _Unproved, NotFound) as error:
+            await self._refuse(this, alias, error)
+        except (ServerError, OpsError) as error:
+            await self._postpone(this, alias, error)
+        else:
+            self._trouble.pop(version, None)
+            self._loaded[version] = loaded
+            await self._receipt(this, loaded.probe | {"alias": alias.value}, "proved")
+            metrics.adapter_swaps_total.labels("proved").inc()
+            log.info(
+                "%s is loaded and proved as %s",
+                adapter.name,
+                alias.value,
+                extra={"action": "adapter_loaded", "version": version, "phases_s": this.phases_s},
+            )
+
+    async def _prove(self, this: _Try, adapter: Adapter, listed: dict[str, Model]) -> _Loaded:
+        base = self._base
+        if base is None:
+            raise EngineUnavailable("the engine has not answered yet")
+        with this.phase("verify"):
+            directory = await asyncio.to_thread(self._registry.verify, adapter)
+        with this.phase("preflight"):
+            await asyncio.to_thread(preflight, directory, adapter, max_rank=self._max_rank)
+        path = str(directory.resolve())
+        with this.phase("load"):
+            there = listed.get(adapter.name)
+            if there is None:
+                await self._engine.load(adapter.name, path)
+            elif there.root != path:
+                raise EngineUnavailable(
+                    f"the engine knows {adapter.name} from {there.root}; a name is never reused"
+                )
+        try:
+            with this.phase("readback"):
+                models = {model.id: model for model in await self._engine.models()}
+                found = models.get(adapter.name)
+                if found is None or found.root != path:
+                    raise _Unproved(f"the engine does not list {adapter.name} after loading it")
+            with this.phase("probe"):
+                result = await run_probe(
+                    self._engine,
+                    directory,
+                    base=base.id,
+                    name=adapter.name,
+                    salt=adapter.sha256,
+                )
+            if not result.accepted:
+                raise _Unproved(result.reason, asdict(result))
+        except (_Unproved, ArtifactError, EngineRefusal):
+            await self._try_unload(adapter.name)
+            raise
+        served = Served(
+            model=adapter.name,
+            version=adapter.version,
+            sha256=adapter.sha256,
+            base=base.id,
+            base_root=base.root,
+        )
+        return _Loaded(served=served, adapter=adapter, probe=asdict(result))
+
+    async def _refuse(self, this: _Try, alias: Alias, error: Exception) -> None:
+        """The adapter's fault: take it out of the registry's aliases, for good."""
+        reason = error.args[0] if error.args else str(error)
+        evidence = dict(error.evidence) if isinstance(error, _Unproved) else {}
+        await self._receipt(this, evidence | {"alias": alias.value}, str(reason), accepted=False)
+        metrics.adapter_swaps_total.labels("refused").inc()
+        log.error(
+            "code@v%d is refused: %s",
+            this.version,
+            reason,
+            extra={"action": "adapter_refused", "version": this.version},
+        )
+
+        def refuse() -> None:
+            self._registry.refuse(
+                this.version,
+                actor=f"server:{self._server}",
+                reason=str(reason),
+                evidence=evidence,
+            )
+
+        try:
+            await asyncio.to_thread(refuse)
+        except OpsError as failed:
+            # For instance the way back is damaged too: the alias stays, we keep what we have.
+            self._later(this.version, f"{reason} (and the registry: {failed})")
+            log.error("the refusal failed: %s", failed, extra={"action": "adapter_refused"})
+        else:
+            self._wake.set()
+
+    async def _postpone(self, this: _Try, alias: Alias, error: Exception) -> None:
+        """Not the adapter's fault: try again, ever more rarely."""
+        self._later(this.version, str(error))
+        await self._receipt(this, {"alias": alias.value}, str(error), accepted=False)
+        metrics.adapter_swaps_total.labels("postponed").inc()
+        log.warning(
+            "code@v%d cannot be loaded now: %s",
+            this.version,
+            error,
+            extra={"action": "adapter_postponed", "version": this.version},
+        )
+
+    def _later(self, version: int, reason: str) -> None:
+        before = self._trouble.get(version)
+        tries = before.tries + 1 if before else 1
+        pause_s = min(self._poll_s * 2**tries, MAX_BACKOFF_S)
+        self._trouble[version] = _Trouble(
+            tries=tries, again_at=time.monotonic() + pause_s, reason=reason
+        )
+
+    def _flip(self, target: int | None) -> None:
+        """Let `code` mean the champion: one assignment, between two requests."""
+        version = target or 0
+        if version == self._champion or (version and version not in self._loaded):
+            return
+        before, self._champion = self._champion, version
+        metrics.adapter_swaps_total.labels("flipped").inc()
+        log.info(
+            "code is now %s",
+            f"code@v{version}" if version else "the base model",
+            extra={"action": "flip", "version": version, "from_version": before},
+        )
+
+    async def _unload_unwanted(self, wanted: set[int]) -> None:
+        for version, loaded in list(self._loaded.items()):
+            if version in wanted or version == self._champion:
+                loaded.left_at = None
+                continue
+            if loaded.left_at is None:
+                loaded.left_at = time.monotonic()
+            if loaded.references == 0:
+                metrics.adapter_swap_seconds.labels("drain").observe(
+                    time.monotonic() - loaded.left_at
+                )
+                await self._try_unload(loaded.served.model)
+                del self._loaded[version]
+                log.info(
+                    "%s is unloaded",
+                    loaded.served.model,
+                    extra={"action": "adapter_unloaded", "version": version},
+                )
+
+    async def _try_unload(self, name: str) -> None:
+        try:
+            await self._engine.unload(name)
+        except EngineUnavailable as error:
+            log.warning("%s stays loaded: %s", name, error, extra={"action": "adapter_unload"})
+
+    async def _receipt(
+        self, this: _Try, evidence: dict[str, Any], reason: str, *, accepted: bool = True
+    ) -> None:
+        receipt = SwapReceipt(
+            id=new_id(),
+            at=now(),
+            server=self._server,
+            version=this.version,
+            from_version=this.from_version,
+            accepted=accepted,
+            reason=reason,
+            phases_s=dict(this.phases_s),
+            probe=evidence,
+        )
+        try:
+            await asyncio.to_thread(self._store.add_receipt, receipt)
+        except StoreError as error:
+            log.error("a swap receipt is lost: %s", error, extra={"action": "receipt"})
+
+    def _show(self, aliases: dict[Alias, int]) -> None:
+        metrics.adapter_info.clear()
+        roles = {version: alias.value for alias, version in reversed(aliases.items())}
+        for version, loaded in self._loaded.items():
+            metrics.adapter_info.labels(
+                ALIAS, str(version), loaded.served.sha256, roles.get(version, "draining")
+            ).set(1)
+        if self._champion == 0:
+            metrics.adapter_info.labels("base", "0", "", Alias.CHAMPION.value).set(1)
+
+
+class _Unproved(Exception):
+    """The engine does not do with the adapter what the trainer measured."""
+
+    def __init__(self, reason: str, evidence: dict[str, Any] | None = None) -> None:
+        super().__init__(reason)
+        self.evidence = evidence or {}
+
+
