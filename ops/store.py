@@ -313,6 +313,8 @@ class Recording:
     interaction: Interaction
     attempts: Sequence[Attempt] = ()
     executions: Sequence[Execution] = ()
+    feedback: Sequence[Feedback] = ()
+    """What was said of it before it came here, for interactions that are imported."""
 
 
 class Store:
@@ -375,6 +377,8 @@ class Store:
             self._insert(connection, [r.interaction for r in recordings])
             self._insert(connection, [a for r in recordings for a in r.attempts])
             self._insert(connection, [e for r in recordings for e in r.executions])
+            for row in (f for r in recordings for f in r.feedback):
+                self._put_one_feedback(connection, row)
 
     def interaction(self, interaction_id: str) -> Interaction:
         """Return one interaction.
@@ -396,8 +400,12 @@ class Store:
         verified: bool | None = None,
         source: Source | None = None,
         since: datetime | None = None,
+        with_feedback: str | None = None,
     ) -> list[Interaction]:
-        """Return interactions, newest first; `before` is the last id of the page before."""
+        """Return interactions, newest first; `before` is the last id of the page before.
+
+        `with_feedback` leaves only those that have feedback under this metric.
+        """
         query = sa.select(interactions).order_by(interactions.c.id.desc()).limit(limit)
         if before is not None:
             query = query.where(interactions.c.id < before)
@@ -407,6 +415,8 @@ class Store:
             query = query.where(interactions.c.source == source)
         if since is not None:
             query = query.where(interactions.c.created_at >= since)
+        if with_feedback is not None:
+            query = query.where(interactions.c.id.in_(_judged(with_feedback)))
         return self._select(Interaction, query)
 
     def iter_interactions(
@@ -429,10 +439,7 @@ class Store:
             if verified is not None:
                 query = query.where(interactions.c.verified == verified)
             if with_feedback is not None:
-                judged = sa.select(feedback.c.interaction_id).where(
-                    feedback.c.metric == with_feedback
-                )
-                query = query.where(interactions.c.id.in_(judged))
+                query = query.where(interactions.c.id.in_(_judged(with_feedback)))
             rows = self._select(Interaction, query.order_by(interactions.c.id).limit(page))
             yield from rows
             if len(rows) < page:
@@ -755,6 +762,11 @@ class Store:
                 f"the database at {self._engine.url!r} has a schema that this version of "
                 f"Journeyman does not know: {error}"
             ) from error
+
+
+def _judged(metric: str) -> sa.Select[tuple[str]]:
+    """The ids of the interactions that have feedback under a metric."""
+    return sa.select(feedback.c.interaction_id).where(feedback.c.metric == metric)
 
 
 @contextmanager
