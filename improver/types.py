@@ -104,7 +104,7 @@ class TrainJob:
     warmup_share: float = 0.1
     patience: int = 2
     evaluations_per_epoch: int = 2
-    microbatch_tokens: int = 2048
+    microbatch_tokens: int = 1024
     checkpoint_s: float = 30.0
     target_modules: tuple[str, ...] = (
         "q_proj",

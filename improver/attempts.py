@@ -1,0 +1,106 @@
+"""Ask a model, take the program out of each answer, judge it in the sandbox.
+
+Recipes and the examination use it. A program that fails is a result; a sandbox that fails leaves
+`verification` empty: such an attempt is neither a pass nor a failure and never becomes a label.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from improver.policy import Policy, Sample
+from ops.records import Json
+from sandbox.errors import SandboxError
+from sandbox.extract import extract_program
+from sandbox.spec import Spec
+from sandbox.types import INFRASTRUCTURE, Verification
+
+NO_PROGRAM = "NO_PROGRAM"
+"""Verdict of an answer that holds no program at all."""
+SANDBOX_ERROR = "SANDBOX_ERROR"
+
+
+class Judge(Protocol):
+    """What is needed of `sandbox.pool.Pool`."""
+
+    async def check(self, code: str, spec: Spec) -> Verification:
+        """Check one program against a specification.
+
+        Raises:
+            SandboxError: the sandbox itself failed.
+        """
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attempted:
+    """An answer, its program, and how it did. `passed` None means that nobody knows."""
+
+    sample: Sample
+    program: str | None
+    verification: Verification | None
+    verdict: str
+    error: str | None = None
+
+    @property
+    def passed(self) -> bool | None:
+        """True, False, or None where the sandbox failed."""
+        if self.verdict == SANDBOX_ERROR:
+            return None
+        return self.verification is not None and self.verification.verified
+
+
+async def judge(pool: Judge, sample: Sample, spec: Spec) -> Attempted:
+    """Judge one answer by all examples of `spec`, hidden ones included."""
+    program = extract_program(sample.text, entry_point=spec.entry_point)
+    if program is None:
+        return Attempted(sample=sample, program=None, verification=None, verdict=NO_PROGRAM)
+    try:
+        verification = await pool.check(program, spec)
+    except SandboxError as error:
+        return Attempted(
+            sample=sample,
+            program=program,
+            verification=None,
+            verdict=SANDBOX_ERROR,
+            error=str(error),
+        )
+    infrastructure = verification.verdict in INFRASTRUCTURE
+    return Attempted(
+        sample=sample,
+        program=program,
+        verification=verification,
+        verdict=SANDBOX_ERROR if infrastructure else str(verification.verdict),
+    )
+
+
+async def attempt(
+    policy: Policy,
+    pool: Judge,
+    messages: Sequence[Json],
+    spec: Spec,
+    *,
+    n: int = 1,
+    temperature: float,
+    max_tokens: int,
+    seed: int | None = None,
+    model: str | None = None,
+) -> list[Attempted]:
+    """Ask for `n` answers and judge them all.
+
+    Raises:
+        PolicyError: the model could not be asked.
+    """
+    samples = await policy.sample(
+        messages, n=n, temperature=temperature, max_tokens=max_tokens, seed=seed, model=model
+    )
+    return list(await asyncio.gather(*(judge(pool, sample, spec) for sample in samples)))
+
+
+def program_sha256(program: str) -> str:
+    """The identity of a program, trailing blanks and empty ends aside."""
+    lines = [line.rstrip() for line in program.strip().splitlines()]
+    return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogatepass")).hexdigest()

@@ -1,0 +1,346 @@
+"""Imitation learning from language feedback (ILF, arXiv 2303.16749; TMLR 02/2024).
+
+Algorithm 1 of the paper: a wrong program and somebody's words about it go to a refiner; its
+refinements are kept when they pass all tests; of each task one is kept at random; the policy is
+trained from its base on the task alone, without the wrong program and without the feedback, to
+give the refinement.
+
+Deviations: the refiner is the served model itself (the paper trains one of its own on 44 human
+refinements); the prompt is written for a model that follows instructions, not for one that
+completes text; where no refinement passes, a human demonstration that does may take its place (a
+row of another origin, counted apart); and some feedback is a program's words about a failing
+visible example, marked as such (the paper's section 4.3 finds written feedback of people better).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from improver.attempts import SANDBOX_ERROR, Attempted, attempt, judge, program_sha256
+from improver.errors import PolicyError, PolicyUnavailable
+from improver.policy import Sample
+from improver.recipes.base import (
+    Built,
+    Tools,
+    case_seed,
+    fenced,
+    live_messages,
+    messages_sha256,
+    request_text,
+)
+from improver.types import Case, Drop, Origin, Row, from_json, to_json
+from ops.records import Json
+from sandbox.errors import SpecError
+from sandbox.spec import Spec, extend_prompt, parse_spec, show_value
+from sandbox.values import decode
+
+OLD_PROGRAM_CHARS = 2000
+"""The paper cuts the old code to 512 tokens, and nothing else, when a prompt gets too long."""
+FEEDBACK_CHARS = 2000
+
+INSTRUCTION = (
+    "Below are a programming task, a program that was meant to solve it but does not, and a "
+    "reviewer's feedback on that program. Write the corrected program."
+)
+CLOSING = (
+    "Follow the feedback. Answer with the whole corrected program in one ```python block and "
+    "nothing else."
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """How much is sampled and what is accepted."""
+
+    samples: int = 4
+    temperature: float = 0.8
+    max_answer_tokens: int = 384
+    demonstrations: bool = True
+
+
+class Ilf:
+    """The recipe."""
+
+    name = "ilf"
+
+    def __init__(self, options: Options) -> None:
+        self._options = options
+
+    async def build(self, cases: Sequence[Case], tools: Tools) -> Built:
+        """Refine every case, keep what passes, choose one per task."""
+        tried = await asyncio.gather(*(self._try(case, tools) for case in cases))
+        rows: list[Row] = []
+        drops: list[Drop] = []
+        for found in tried:
+            rows += [from_json(Row, row) for row in found["rows"]]
+            drops += [from_json(Drop, drop) for drop in found["drops"]]
+        chosen, passed_over = choose_one_per_task(rows, tools.seed)
+        return Built(
+            rows=chosen, drops=drops + passed_over, report=self._report(cases, tried, chosen)
+        )
+
+    async def _try(self, case: Case, tools: Tools) -> Json:
+        """Refine one case, unless a cycle that was killed has done so."""
+        done = tools.journal.done.get(case.interaction_id)
+        if done is None:
+            done = await self._refine(case, tools)
+            tools.journal.add(case.interaction_id, done)
+        tools.on_case()
+        return done
+
+    async def _refine(self, case: Case, tools: Tools) -> Json:
+        options = self._options
+        result: Json = {
+            "rows": [],
+            "drops": [],
+            "samples": 0,
+            "passed": 0,
+            "visible_only": 0,
+            "feedback_source": case.feedback_source,
+        }
+
+        def drop(reason: str, detail: str = "", row: Row | None = None) -> None:
+            dropped = Drop(
+                reason=reason, interaction_ids=[case.interaction_id], detail=detail, row=row
+            )
+            result["drops"].append(to_json(dropped))
+
+        try:
+            spec = parse_spec(case.spec)
+        except SpecError as error:
+            drop("spec not readable", str(error))
+            return result
+        if not spec.has_checks:
+            drop("nothing to check a refinement with")
+            return result
+        try:
+            attempts = await attempt(
+                tools.policy,
+                tools.pool,
+                refinement_prompt(case, spec),
+                spec,
+                n=options.samples,
+                temperature=options.temperature,
+                max_tokens=options.max_answer_tokens,
+                seed=case_seed(tools.seed, case.interaction_id),
+            )
+        except PolicyUnavailable:
+            raise
+        except PolicyError as error:
+            drop("request refused", str(error))
+            return result
+        result["samples"] = len(attempts)
+        wrong = program_sha256(case.program)
+        seen: set[str] = set()
+        for number, attempted in enumerate(attempts):
+            result["visible_only"] += _passes_visible_only(attempted)
+            if attempted.verdict == SANDBOX_ERROR:
+                drop("sandbox error", attempted.error or "")
+            elif not attempted.passed or attempted.program is None:
+                drop("refinement fails", attempted.verdict)
+            elif (digest := program_sha256(attempted.program)) == wrong:
+                drop("refinement equals the wrong program")
+            elif digest in seen:
+                drop("refinement twice")
+            else:
+                seen.add(digest)
+                result["passed"] += 1
+                self._offer(
+                    make_row(
+                        case,
+                        spec,
+                        attempted.program,
+                        Origin.REFINEMENT,
+                        _sampling(attempted.sample, number, options),
+                    ),
+                    case,
+                    spec,
+                    tools,
+                    result,
+                    drop,
+                )
+        if options.demonstrations and case.demonstration is not None and not result["rows"]:
+            await self._demonstrate(case, spec, tools, result, drop)
+        return result
+
+    async def _demonstrate(
+        self, case: Case, spec: Spec, tools: Tools, result: Json, drop: _DropCall
+    ) -> None:
+        """Offer the program that a person says should have been, where it passes."""
+        text = case.demonstration or ""
+        sample = Sample(
+            text=text if "```" in text else fenced(text),
+            finish_reason="stop",
+            tokens=0,
+            model="human",
+            adapter_version=0,
+        )
+        attempted = await judge(tools.pool, sample, spec)
+        if attempted.verdict == SANDBOX_ERROR:
+            drop("sandbox error", attempted.error or "")
+        elif not attempted.passed or attempted.program is None:
+            drop("demonstration fails", attempted.verdict)
+        else:
+            row = make_row(case, spec, attempted.program, Origin.DEMONSTRATION, {})
+            self._offer(row, case, spec, tools, result, drop)
+
+    @staticmethod
+    def _offer(
+        row: Row, case: Case, spec: Spec, tools: Tools, result: Json, drop: _DropCall
+    ) -> None:
+        hit = tools.firewall.check(
+            text=request_text(case.messages),
+            spec=spec,
+            program=row.program,
+            task_ids=task_ids(case.metadata),
+        )
+        if hit is None:
+            result["rows"].append(to_json(row))
+        else:
+            drop(f"examination: {hit.reason}", hit.exam_id, row)
+
+    def _report(self, cases: Sequence[Case], tried: Sequence[Json], chosen: list[Row]) -> Json:
+        solved = Counter(t["feedback_source"] for t in tried if t["passed"])
+        return {
+            "cases": len(cases),
+            "cases_by_feedback": dict(Counter(case.feedback_source for case in cases)),
+            "samples": sum(t["samples"] for t in tried),
+            "refinements_passed": sum(t["passed"] for t in tried),
+            "passed_visible_but_not_hidden": sum(t["visible_only"] for t in tried),
+            "cases_refined": sum(solved.values()),
+            "cases_refined_by_feedback": dict(solved),
+            "rows_by_origin": dict(Counter(str(row.origin) for row in chosen)),
+            "rows_without_hidden_checks": sum(
+                not row.provenance["hidden_checks"] for row in chosen
+            ),
+            "feedback_naming_a_hidden_value": sum(names_hidden_value(case) for case in cases),
+            "temperature": self._options.temperature,
+            "samples_per_case": self._options.samples,
+        }
+
+
+class _DropCall(Protocol):
+    """The shape of the function by which a case notes a drop."""
+
+    def __call__(self, reason: str, detail: str = "", row: Row | None = None) -> None:
+        """Note it."""
+
+
+def refinement_prompt(case: Case, spec: Spec) -> list[Json]:
+    """The three parts of the paper's refinement prompt, as one message of a chat.
+
+    Only the visible part of the specification is in it. Earlier messages of the conversation stay
+    in front.
+    """
+    before = list(case.messages[: _last_user(case.messages)])
+    task = extend_prompt(request_text(case.messages), spec)
+    program = case.program.strip()
+    if len(program) > OLD_PROGRAM_CHARS:
+        program = program[:OLD_PROGRAM_CHARS] + "\n# … (cut)"
+    content = "\n\n".join(
+        (
+            INSTRUCTION,
+            f"### Task\n{task}",
+            f"### Program\n{fenced(program)}",
+            f"### Feedback\n{case.feedback.strip()[:FEEDBACK_CHARS]}",
+            f"### Corrected program\n{CLOSING}",
+        )
+    )
+    return [*before, {"role": "user", "content": content}]
+
+
+def make_row(case: Case, spec: Spec, program: str, origin: Origin, provenance: Json) -> Row:
+    """The training row: the live prompt, without feedback, and the right program."""
+    messages = live_messages(case.messages, spec)
+    prompt, digest = messages_sha256(messages), program_sha256(program)
+    feedback_ids = [*case.feedback_ids]
+    if origin is Origin.DEMONSTRATION:
+        feedback_ids = [*case.demonstration_ids]
+    return Row(
+        id=messages_sha256([{"prompt": prompt, "program": digest, "of": case.interaction_id}])[:24],
+        recipe=Ilf.name,
+        origin=origin,
+        task=prompt,
+        messages=messages,
+        answer=fenced(program),
+        program=program,
+        interaction_ids=[case.interaction_id],
+        feedback_ids=feedback_ids,
+        prompt_sha256=prompt,
+        program_sha256=digest,
+        provenance={
+            "feedback_source": case.feedback_source,
+            "source": case.source,
+            "user": case.user,
+            "hidden_checks": _count(spec.hidden()),
+            "visible_checks": _count(spec.visible()),
+            "metadata": case.metadata,
+            **provenance,
+        },
+    )
+
+
+def choose_one_per_task(rows: Sequence[Row], seed: int) -> tuple[list[Row], list[Drop]]:
+    """Keep one row of each task: a refinement before a demonstration, else at random."""
+    tasks: dict[str, list[Row]] = {}
+    for row in rows:
+        tasks.setdefault(row.task, []).append(row)
+    chosen, drops = [], []
+    for task, offered in sorted(tasks.items()):
+        refined = [row for row in offered if row.origin is Origin.REFINEMENT] or offered
+        refined.sort(key=lambda row: row.id)
+        kept = random.Random(case_seed(seed, task)).choice(refined)
+        chosen.append(kept)
+        drops += [
+            Drop(reason="another of the same task", interaction_ids=row.interaction_ids, row=row)
+            for row in offered
+            if row is not kept
+        ]
+    return chosen, drops
+
+
+def names_hidden_value(case: Case) -> bool:
+    """Whether the feedback's words hold an expected value of a hidden example (a flag only)."""
+    try:
+        hidden = parse_spec(case.spec).hidden()
+    except SpecError:
+        return False
+    values = [show_value(decode(e.output)) for e in hidden.examples if e.has_output]
+    return any(len(value) > 3 and value in case.feedback for value in values)
+
+
+def task_ids(metadata: dict[str, str]) -> list[str]:
+    """Names under which a task may be known to a benchmark."""
+    return [metadata["task_id"]] if metadata.get("task_id") else []
+
+
+def _passes_visible_only(attempted: Attempted) -> bool:
+    result = attempted.verification
+    return (
+        result is not None
+        and not result.verified
+        and result.total_visible > 0
+        and result.passed_visible == result.total_visible
+    )
+
+
+def _sampling(sample: Sample, number: int, options: Options) -> Json:
+    return {
+        "model": sample.model,
+        "adapter_version": sample.adapter_version,
+        "sample": number,
+        "temperature": options.temperature,
+    }
+
+
+def _last_user(messages: Sequence[Json]) -> int:
+    return max((i for i, m in enumerate(messages) if m["role"] == "user"), default=0)
+
+
+def _count(spec: Spec) -> int:
+    return len(spec.examples) + len(spec.tests) + len(spec.stdio) + len(spec.cells)
