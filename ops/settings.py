@@ -100,13 +100,21 @@ class IlfSettings(Section):
     max_answer_tokens: int = Field(384, ge=16)
     min_rows: int = Field(8, ge=1, description="a cycle with fewer rows to learn from is skipped")
     max_interactions: int = Field(400, ge=1)
+    machine_feedback: bool = Field(
+        True, description="derive feedback from failing visible examples where nobody gave any"
+    )
+    demonstrations: bool = Field(
+        True, description="where no refinement passes, learn from a demonstration that does"
+    )
 
 
 class GateSettings(Section):
     """The examination of a candidate."""
 
     tasks: Path | None = Field(None, description="JSONL of held-out tasks; unset: the built-in set")
+    subset: str | None = Field(None, description="only tasks whose row has this field true")
     max_tasks: int = Field(200, ge=1)
+    guard_tasks: int = Field(20, ge=0, description="built-in tasks asked without their spec")
     max_answer_tokens: int = Field(384, ge=16)
     error_rate: float = Field(0.05, gt=0, lt=0.5, description="chance to promote one no better")
     guard_margin: float = Field(0.1, gt=0, lt=1, description="tolerated loss on the guard")
