@@ -416,7 +416,6 @@ _PLAIN = frozenset(
         *("comment", "demonstration", "accepted", "rating", "model", "user", "metadata"),
     )
 )
-)
 
 
 def read_plain(row: Json) -> Entry:
