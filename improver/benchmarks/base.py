@@ -1,0 +1,140 @@
+"""The contract of a benchmark: tasks with checks, and how they are put to a model.
+
+A task is judged by execution with all its checks, visible and hidden. Its reference solution passes
+and stub answers (`None`, a constant, nothing) fail: tests see to it. All tasks of every benchmark
+go into the firewall, whichever of them an examination uses.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from improver.errors import BenchmarkError
+from improver.firewall import Exam
+from ops.records import Json
+from sandbox.errors import SpecError
+from sandbox.spec import Example, Spec, Test, extend_prompt, literal_calls, parse_spec
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """An examination task. `text` is the request in a user's words, without the specification."""
+
+    id: str
+    benchmark: str
+    text: str
+    spec: Spec
+    reference: str | None = None
+
+    def messages(self, *, with_spec: bool = True) -> list[Json]:
+        """Return the task as it is put to a model: only the visible part of its spec is shown."""
+        if with_spec:
+            return [{"role": "user", "content": extend_prompt(self.text, self.spec)}]
+        name = self.spec.entry_point
+        ask = f"{self.text}\n\nCall it `{name}`." if name else self.text
+        return [{"role": "user", "content": ask}]
+
+    def exam(self) -> Exam:
+        """What the firewall needs to know of the task."""
+        return Exam(
+            id=self.id,
+            benchmark=self.benchmark,
+            text=self.text,
+            spec=self.spec,
+            reference=self.reference,
+        )
+
+
+class Benchmark(Protocol):
+    """A set of tasks."""
+
+    name: str
+
+    def tasks(self) -> Sequence[Task]:
+        """Return all tasks.
+
+        Raises:
+            BenchmarkError: they cannot be read.
+        """
+
+
+STUBS = ("return None", "return 0", "return []", "return True", "pass")
+
+
+def stub_programs(task: Task) -> list[str]:
+    """Answers that must fail: constants, and no function at all."""
+    name = task.spec.entry_point or "solution"
+    return [f"def {name}(*args, **kwargs):\n    {body}\n" for body in STUBS] + ["x = 1\n"]
+
+
+def shown_and_held(asserts: Sequence[str], entry_point: str) -> Spec:
+    """Make a spec of asserts: the first is shown, the others are held back.
+
+    Asserts over literals become examples, so that prompts of the examination look like those that
+    clients and training rows have; others stay test code.
+    """
+    examples: list[Example] = []
+    tests: list[Test] = []
+    for place, code in enumerate(asserts):
+        calls = literal_calls(code)
+        if calls and all(call.function == entry_point for call in calls):
+            examples += [c.example.model_copy(update={"hidden": place > 0}) for c in calls]
+        else:
+            tests.append(Test(code=code, hidden=place > 0))
+    return Spec(entry_point=entry_point, examples=tuple(examples), tests=tuple(tests))
+
+
+def parameters_of(program: str, name: str) -> str | None:
+    """The parameters of a function as `(a, b)`, for a signature in a prompt."""
+    try:
+        tree = ast.parse(program)
+    except (SyntaxError, ValueError):
+        return None
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef) and node.name == name:
+            return f"({ast.unparse(node.args)})"
+    return None
+
+
+def read_jsonl(path: Path) -> Iterator[tuple[int, Json]]:
+    """Yield the objects of a file of JSON lines with their line numbers.
+
+    Raises:
+        BenchmarkError: the file or one of its lines cannot be read.
+    """
+    try:
+        with path.open(encoding="utf-8") as file:
+            for number, line in enumerate(file, 1):
+                if line.strip():
+                    row = json.loads(line)
+                    if not isinstance(row, dict):
+                        raise BenchmarkError(f"{path}:{number}: a JSON object is wanted")
+                    yield number, row
+    except (OSError, ValueError) as error:
+        raise BenchmarkError(f"cannot read {path}: {error}") from error
+
+
+def plain_task(row: Json, benchmark: str, where: str) -> Task:
+    """Read a task of the plain shape: `id`, `text`, `spec`, and optionally `reference`.
+
+    Raises:
+        BenchmarkError: a field is missing or malformed.
+    """
+    try:
+        task = Task(
+            id=str(row["id"]),
+            benchmark=benchmark,
+            text=str(row["text"]),
+            spec=parse_spec(row["spec"], location="spec"),
+            reference=row.get("reference"),
+        )
+    except (KeyError, SpecError) as error:
+        raise BenchmarkError(f"{where}: {error}") from error
+    if not task.spec.has_checks:
+        raise BenchmarkError(f"{where}: nothing in its spec tells right from wrong")
+    return task
