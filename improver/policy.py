@@ -25,6 +25,8 @@ from ops.records import Json
 logger = logging.getLogger(__name__)
 
 WORTH_RETRYING = frozenset((408, 425, 429, 500, 502, 503, 504))
+ALIAS = "code"
+"""The name that means whatever is champion."""
 LONGEST_PAUSE_S = 15.0
 SAMPLES_PER_REQUEST = 8
 """More are asked in several requests, so that one slow request does not hold many back."""
@@ -59,7 +61,7 @@ class Policy:
     def __init__(
         self,
         url: str,
-        model: str = "code",
+        model: str = ALIAS,
         *,
         api_key: str | None = None,
         concurrency: int = 16,
@@ -140,14 +142,39 @@ class Policy:
         )
         return [sample for samples in answers for sample in samples]
 
-    async def models(self) -> list[str]:
-        """Return the names the server answers to.
+    async def models(self) -> dict[str, Json]:
+        """Return what the server answers to, by name.
 
         Raises:
             PolicyError, PolicyUnavailable: as in `sample`.
         """
         body = await self._request("GET", "models", None)
-        return [str(model["id"]) for model in body["data"]]
+        try:
+            return {str(model["id"]): model for model in body["data"]}
+        except (KeyError, TypeError) as error:
+            raise PolicyError(f"{self.url} sent a list of models of an unknown shape") from error
+
+    async def base_model(self) -> str:
+        """Return the name under which the base model answers.
+
+        Raises:
+            PolicyError, PolicyUnavailable: as in `sample`; or the server lists no base model.
+        """
+        for name, model in (await self.models()).items():
+            if name != ALIAS and not name.startswith(f"{ALIAS}@") and not model.get("parent"):
+                return name
+        raise PolicyError(f"{self.url} lists no base model")
+
+    async def champion_version(self) -> int | None:
+        """Return the version `code` means; 0 is the base model, None that nothing answers it.
+
+        Raises:
+            PolicyError, PolicyUnavailable: as in `sample`.
+        """
+        alias = (await self.models()).get(ALIAS)
+        if alias is None:
+            return None
+        return int((alias.get("adapter") or {}).get("version") or 0)
 
     async def _ask(self, body: Json) -> list[Sample]:
         async with self._slots:

@@ -1,0 +1,101 @@
+"""Make the training files out of screened rows, and write their lineage into the record.
+
+`train.jsonl` and `held_out.jsonl` are split by task, drawn by the hash of the task and the seed, so
+that a row stays on its side from cycle to cycle. The lineage says of every row, kept or dropped,
+which interactions and feedback it comes from.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from improver.errors import NotEnough
+from improver.types import Drop, Row, write_lines
+from ops.records import DatasetRow, Json
+from ops.store import Store
+
+LEAST_HELD_OUT = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dataset:
+    """The two files' rows and the numbers."""
+
+    train: list[Row]
+    held_out: list[Row]
+    report: Json = field(default_factory=dict)
+
+
+def split(rows: Sequence[Row], *, held_out_share: float, seed: int) -> Dataset:
+    """Split rows by task.
+
+    Fewer than two held-out rows say nothing: then all rows are trained on, without early stop.
+    """
+    train: list[Row] = []
+    held_out: list[Row] = []
+    for row in sorted(rows, key=lambda row: row.id):
+        (held_out if _share(row.task, seed) < held_out_share else train).append(row)
+    if len(held_out) < LEAST_HELD_OUT:
+        train, held_out = sorted([*train, *held_out], key=lambda row: row.id), []
+    report = {
+        "train": len(train),
+        "held_out": len(held_out),
+        "by_origin": dict(Counter(str(row.origin) for row in rows)),
+        "by_feedback": dict(Counter(str(row.provenance.get("feedback_source")) for row in rows)),
+    }
+    return Dataset(train=train, held_out=held_out, report=report)
+
+
+def require(rows: Sequence[Row], least: int, drops: Sequence[Drop]) -> None:
+    """Refuse to train on too little.
+
+    Raises:
+        NotEnough: says how many rows there are, how many are wanted, and where the others went.
+    """
+    if len(rows) >= least:
+        return
+    reasons = Counter(drop.reason for drop in drops).most_common(3)
+    lost = "; ".join(f"{count} times {reason!r}" for reason, count in reasons)
+    raise NotEnough(
+        f"{len(rows)} training rows, {least} are wanted (improver.ilf.min_rows)"
+        + (f"; dropped: {lost}" if lost else "")
+        + ". More failed requests with hidden examples and comments would help."
+    )
+
+
+def write(directory: Path, dataset: Dataset) -> None:
+    """Write both files."""
+    write_lines(directory / "train.jsonl", dataset.train)
+    write_lines(directory / "held_out.jsonl", dataset.held_out)
+
+
+def keep_lineage(store: Store, cycle_id: str, rows: Sequence[Row], drops: Sequence[Drop]) -> None:
+    """Write where every row comes from, also of those that were dropped."""
+    lineage = {row.id: _lineage(cycle_id, row, None) for row in rows}
+    for drop in drops:
+        if drop.row is not None and drop.row.id not in lineage:
+            lineage[drop.row.id] = _lineage(cycle_id, drop.row, drop.reason)
+    store.replace_dataset(cycle_id, list(lineage.values()))
+
+
+def _lineage(cycle_id: str, row: Row, reason: str | None) -> DatasetRow:
+    return DatasetRow(
+        cycle_id=cycle_id,
+        row_id=row.id,
+        recipe=row.recipe,
+        kept=reason is None,
+        reason=reason,
+        interaction_ids=row.interaction_ids,
+        feedback_ids=row.feedback_ids,
+        prompt_sha256=row.prompt_sha256,
+        program_sha256=row.program_sha256,
+    )
+
+
+def _share(task: str, seed: int) -> float:
+    digest = hashlib.sha256(f"{seed}|{task}".encode()).digest()
+    return int.from_bytes(digest[:6]) / 2**48
