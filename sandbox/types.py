@@ -243,7 +243,7 @@ class Verification:
         for example in self.examples:
             if not example.hidden and example.verdict is not Verdict.OK:
                 message = example.message or example.verdict.value
-                if message not in lines:
+                if message not in lines and message != "not reached":
                     lines.append(message)
         hidden = sum(e.hidden and e.checked and not e.passed for e in self.examples)
         if hidden:

@@ -425,6 +425,62 @@ def decode(form: Any) -> Any:
         raise ValueError(f"malformed value: {type(error).__name__}") from error
 
 
+def revive(value: Any) -> Any:
+    """Turn the records of this module into real numpy and pandas objects (in a sandbox).
+
+    Raises:
+        ValueError: when numpy or pandas does not take the data. The caller's data is at fault.
+    """
+    if isinstance(value, list):
+        return [revive(item) for item in value]
+    if isinstance(value, tuple):
+        return tuple([revive(item) for item in value])
+    if isinstance(value, dict):
+        return {key: revive(item) for key, item in value.items()}
+    if isinstance(value, (Scalar, Array)):
+        import numpy
+
+        if isinstance(value, Scalar):
+            return numpy.dtype(value.dtype).type(value.value)
+        items = list(value.items)
+        if value.dtype == "|O" or any(isinstance(item, (Array, Missing)) for item in items):
+            array = numpy.empty(len(items), dtype=object)
+            array[:] = [revive(item) for item in items]
+            return array.reshape(value.shape)
+        return numpy.array(items, dtype=value.dtype).reshape(value.shape)
+    if isinstance(value, (Series, Frame, Index, Missing)):
+        return _revive_pandas(value)
+    return value
+
+
+def _revive_pandas(value: Any) -> Any:
+    import pandas
+
+    if isinstance(value, Missing):
+        return pandas.NA if value.name == "NA" else pandas.NaT
+    if isinstance(value, Index):
+        if value.default:
+            return pandas.RangeIndex(len(value.labels))
+        if len(value.names) > 1 or value.dtype == "multi":
+            tuples = [tuple(revive(list(label))) for label in value.labels]
+            return pandas.MultiIndex.from_tuples(tuples, names=list(value.names))
+        labels = [revive(label) for label in value.labels]
+        return pandas.Index(labels, name=value.names[0], dtype=value.dtype, tupleize_cols=False)
+    index = _revive_pandas(value.index)
+    if isinstance(value, Series):
+        items = [revive(item) for item in value.items]
+        return pandas.Series(items, index=index, name=value.name, dtype=value.dtype)
+    columns = [
+        pandas.Series([revive(item) for item in column], index=index, dtype=dtype)
+        for column, dtype in zip(value.data, value.dtypes, strict=True)
+    ]
+    if not columns:
+        return pandas.DataFrame(index=index)
+    frame = pandas.concat(columns, axis=1)
+    frame.columns = _revive_pandas(value.columns)
+    return frame
+
+
 def is_opaque(value: Any) -> bool:
     """Whether a decoded value is opaque or holds something opaque at any depth."""
     if isinstance(value, Opaque):
