@@ -1,1 +1,1 @@
-"""The HTTP API: OpenAI-compatible, verified, recorded. Empty on purpose: import the module you need."""
+"""The HTTP API: OpenAI-compatible, verified, recorded. Import the module you need."""

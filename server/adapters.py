@@ -14,8 +14,8 @@ import hashlib
 import logging
 import re
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -118,6 +118,8 @@ class Adapters:
         server: this server's name in receipts.
         poll_s: seconds between two looks at the registry and the engine.
         max_rank: the largest LoRA rank the engine was started with.
+        digest: SHA-256 of the base model's weights at the engine's `root`, where this machine
+            can read them; called in a thread.
     """
 
     def __init__(
@@ -129,6 +131,7 @@ class Adapters:
         server: str,
         poll_s: float,
         max_rank: int,
+        digest: Callable[[str], str | None] = lambda root: None,
     ) -> None:
         self._engine = engine
         self._store = store
@@ -136,6 +139,7 @@ class Adapters:
         self._server = server
         self._poll_s = poll_s
         self._max_rank = max_rank
+        self._digest = digest
         self._base: Model | None = None
         self._loaded: dict[int, _Loaded] = {}
         self._champion: int | None = None
@@ -146,7 +150,7 @@ class Adapters:
         self._wake = asyncio.Event()
         self._stopping = False
 
-    # --- for requests ---------------------------------------------------------------------------
+    # --- for requests ----------------------------------------------------------------------------
 
     @contextmanager
     def lease(self, model: str) -> Iterator[Served]:
@@ -199,12 +203,14 @@ class Adapters:
     def _base_served(self, base: Model) -> Served:
         return Served(model=base.id, version=0, sha256="", base=base.id, base_root=base.root)
 
-    def missed(self, served: Served) -> EngineUnavailable:
-        """Say that the engine did not know a model that it should: it was restarted."""
+    def explain(self, served: Served, error: EngineRefusal) -> ServerError:
+        """Tell a client's mistake from an engine that was restarted and lost what it served."""
+        if error.status != 404:
+            return error
         self._wake.set()
         return EngineUnavailable(f"the engine lost {served.model}; it is being loaded again")
 
-    # --- for the status routes --------------------------------------------------------------------
+    # --- for the status routes -------------------------------------------------------------------
 
     @property
     def base(self) -> Model | None:
@@ -251,7 +257,7 @@ class Adapters:
         trouble = self._trouble.get(version)
         return f"code@v{version} is not loaded" + (f": {trouble.reason}" if trouble else " yet")
 
-    # --- the loop -----------------------------------------------------------------------------------
+    # --- the loop --------------------------------------------------------------------------------
 
     async def run(self) -> None:
         """Follow the registry until `stop`."""
@@ -261,10 +267,8 @@ class Adapters:
             except Exception:  # the loop's edge
                 metrics.loop_errors_total.labels("adapters").inc()
                 log.exception("following the registry failed", extra={"action": "adapters"})
-            try:
+            with suppress(TimeoutError):
                 await asyncio.wait_for(self._wake.wait(), self._poll_s)
-            except TimeoutError:
-                pass
             self._wake.clear()
 
     def stop(self) -> None:
@@ -360,7 +364,10 @@ class Adapters:
         with this.phase("verify"):
             directory = await asyncio.to_thread(self._registry.verify, adapter)
         with this.phase("preflight"):
-            await asyncio.to_thread(preflight, directory, adapter, max_rank=self._max_rank)
+            digest = await asyncio.to_thread(self._digest, base.root)
+            await asyncio.to_thread(
+                preflight, directory, adapter, max_rank=self._max_rank, base_sha256=digest
+            )
         path = str(directory.resolve())
         with this.phase("load"):
             there = listed.get(adapter.name)
@@ -522,5 +529,3 @@ class _Unproved(Exception):
     def __init__(self, reason: str, evidence: dict[str, Any] | None = None) -> None:
         super().__init__(reason)
         self.evidence = evidence or {}
-
-

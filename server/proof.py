@@ -29,12 +29,26 @@ _LORA = re.compile(r"\.lora_(A|B)\.(?:[^.]+\.)?weight$")
 _EXECUTABLE = frozenset((".bin", ".pt", ".pth", ".pkl", ".pickle", ".py", ".so"))
 
 
-def preflight(directory: Path, adapter: Adapter, *, max_rank: int) -> None:
+def preflight(
+    directory: Path, adapter: Adapter, *, max_rank: int, base_sha256: str | None = None
+) -> None:
     """Refuse an adapter that the engine would not serve as it was trained.
+
+    Args:
+        directory: its files.
+        adapter: its row.
+        max_rank: the largest rank the engine was started with.
+        base_sha256: digest of the weights the engine serves; None where they lie elsewhere, so
+            that only the probe can tell another base.
 
     Raises:
         ArtifactError: the reason, in one sentence.
     """
+    if base_sha256 is not None and adapter.base_sha256 != base_sha256:
+        raise ArtifactError(
+            f"it was trained on {adapter.base_model} ({adapter.base_sha256[:12]}); the engine "
+            f"serves other weights ({base_sha256[:12]})"
+        )
     for path in directory.rglob("*"):
         if path.is_symlink():
             raise ArtifactError(f"{path.name} is a link")

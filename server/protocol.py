@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from sandbox.errors import SpecError
-from sandbox.spec import Spec, derive_spec, parse_spec
 
 from ops.records import FeedbackSource
+from sandbox.errors import SpecError
+from sandbox.spec import Spec, derive_spec, parse_spec
 from server.errors import BadRequest
 
 Json = dict[str, Any]
@@ -78,9 +78,7 @@ def read_envelope(body: Json) -> Envelope:
     store = _optional(body, "store", bool, "a boolean")
     episode_id = _optional(body, "episode_id", str, "a string")
     if episode_id is not None and not 0 < len(episode_id) <= MAX_ID_CHARS:
-        raise BadRequest(
-            f"episode_id must have 1 to {MAX_ID_CHARS} characters", param="episode_id"
-        )
+        raise BadRequest(f"episode_id must have 1 to {MAX_ID_CHARS} characters", param="episode_id")
     return Envelope(
         model=model,
         stream=bool(stream),

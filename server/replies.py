@@ -84,7 +84,7 @@ class Reply(Response):
     def __init__(self, handler: Handler, headers: Mapping[str, str] | None = None) -> None:
         super().__init__()
         self._handler = handler
-        self._headers = dict(headers or {})
+        self._error_headers = dict(headers or {})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer (ASGI)."""
@@ -98,7 +98,7 @@ class Reply(Response):
         finally:
             gone.cancel()
             work.cancel()
-            done, _ = await asyncio.wait({work, gone})
+            await asyncio.wait({work, gone})
         if not work.cancelled() and (error := work.exception()) is not None:
             raise error
 
@@ -107,7 +107,7 @@ class Reply(Response):
             await self._handler(exchange)
         except ServerError as error:
             if not exchange.started:
-                await exchange.error(error, self._headers)
+                await exchange.error(error, self._error_headers)
             else:
                 # No [DONE] follows, so that no client takes the stream for complete.
                 data = json.dumps(error.body(), separators=(",", ":")).encode()

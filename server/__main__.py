@@ -1,0 +1,48 @@
+"""`python -m server`: read the settings, listen, and on SIGTERM finish what is in flight."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import uvicorn
+
+from ops import logs, settings
+from ops.errors import SettingsError
+from server.app import create_app
+
+
+def main() -> int:
+    """Run the server until it is stopped; return the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m server", description=__doc__)
+    parser.add_argument("--config", type=Path, help="settings file (TOML)")
+    parser.add_argument("--data-dir", type=Path, help="where database and adapters lie")
+    given = parser.parse_args()
+    try:
+        read = settings.load(given.config, data_dir=given.data_dir)
+        logs.configure(read.log_format)
+        app = create_app(read)
+    except SettingsError as error:
+        print(f"journeyman: {error}", file=sys.stderr)
+        return 2
+    server = uvicorn.Server(
+        uvicorn.Config(
+            app,
+            host=read.server.host,
+            port=read.server.port,
+            loop="uvloop",
+            http="httptools",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_keep_alive=75,
+            timeout_graceful_shutdown=int(read.server.drain_timeout_s),
+        )
+    )
+    server.run()
+    return 0 if server.started else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

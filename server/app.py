@@ -1,0 +1,265 @@
+"""The application: everything that exists is built here, in order, and closed in reverse.
+
+Read top to bottom: what a server is made of, what wraps every request, which routes there are,
+how errors look. Only the routes listed here are reachable; the engine's own are not proxied.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import logging
+import socket
+import time
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+import sandbox
+from ops import metrics
+from ops.errors import ModelError, SettingsError
+from ops.models import resolve
+from ops.registry import Registry
+from ops.settings import SandboxSettings, Settings
+from ops.store import Store
+from server import chat, completions, feedback, health, interactions, models, releases
+from server.adapters import Adapters
+from server.calls import CHAT, TEXT
+from server.engine import Engine
+from server.errors import BadRequest, ServerError
+from server.forwarding import Forwarder
+from server.generation import Generator
+from server.limits import Gate
+from server.protocol import param_path
+from server.recording import Recorder
+from server.replies import Exchange
+from server.state import State
+from server.verification import Checker, Judge
+
+log = logging.getLogger(__name__)
+
+INFERENCE = frozenset((CHAT, TEXT))
+
+
+def create_app(
+    settings: Settings, *, checker: AbstractAsyncContextManager[Checker] | None = None
+) -> FastAPI:
+    """Build the application; nothing is opened before its lifespan starts.
+
+    Args:
+        settings: all settings.
+        checker: stands in for the sandbox pool that the settings describe.
+
+    Raises:
+        SettingsError: the server would be open to the network without keys.
+    """
+    require_safe(settings.server.host)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
+        async with AsyncExitStack() as stack:
+            state = await _open(settings, checker, stack)
+            yield {"server": state, "counts": health.new_counts()}
+
+    app = FastAPI(
+        title="Journeyman",
+        summary="A self-hosted code model that learns on the job",
+        version="0.1.0",
+        lifespan=lifespan,
+    )
+    for module in (chat, completions, models, feedback, interactions, releases, health):
+        app.include_router(module.router)
+    app.add_middleware(Observed, gate=Gate(settings.server.max_concurrency))
+    app.add_exception_handler(ServerError, _render)
+    app.add_exception_handler(RequestValidationError, _render_validation)
+    app.add_exception_handler(HTTPException, _render_http)
+    app.add_exception_handler(Exception, _render_unexpected)
+    return app
+
+
+def require_safe(host: str) -> None:
+    """Refuse to listen where strangers could come in.
+
+    Raises:
+        SettingsError: `host` is not loopback, and there are no keys to ask for.
+    """
+    try:
+        local = ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        local = host == "localhost"
+    if not local:
+        raise SettingsError(
+            f"server.host is {host!r}: without API keys the server listens on loopback only"
+        )
+
+
+async def _open(
+    settings: Settings,
+    checker: AbstractAsyncContextManager[Checker] | None,
+    stack: AsyncExitStack,
+) -> State:
+    store = await asyncio.to_thread(Store.open, settings.store_url)
+    stack.callback(store.close)
+    name = f"server@{socket.gethostname()}:{settings.server.port}"
+    recorder = Recorder(store, process=name)
+    recorder.start()
+    stack.push_async_callback(asyncio.to_thread, recorder.close)
+    engine = await stack.enter_async_context(
+        Engine(settings.engine_url, timeout_s=settings.server.request_timeout_s)
+    )
+    judge = Judge(await stack.enter_async_context(checker or _pool(settings.sandbox)))
+    registry = Registry(store, settings.adapters_dir)
+    adapters = Adapters(
+        engine,
+        store,
+        registry,
+        server=name,
+        poll_s=settings.server.poll_s,
+        max_rank=settings.engine.max_lora_rank,
+        digest=_digest,
+    )
+    following = asyncio.create_task(adapters.run(), name="adapters")
+
+    async def stop_following() -> None:
+        adapters.stop()
+        await following
+
+    stack.push_async_callback(stop_following)
+    log.info("serving", extra={"action": "start", "sandbox": judge.tier.label})
+    return State(
+        settings=settings.server,
+        engine=engine,
+        store=store,
+        registry=registry,
+        recorder=recorder,
+        adapters=adapters,
+        judge=judge,
+        forwarder=Forwarder(engine, recorder, adapters),
+        generator=Generator(engine, judge, recorder, adapters),
+    )
+
+
+def _digest(root: str) -> str | None:
+    """The digest of the engine's base model, where its directory is on this machine."""
+    try:
+        return resolve(root).sha256 if Path(root).is_dir() else None
+    except ModelError as error:
+        log.warning("the base model has no digest: %s", error, extra={"action": "digest"})
+        return None
+
+
+def _pool(settings: SandboxSettings) -> AbstractAsyncContextManager[Checker]:
+    limits = sandbox.Limits(
+        wall_s=settings.wall_s, cpu_s=settings.cpu_s, memory_bytes=settings.memory_bytes
+    )
+    return sandbox.Pool(
+        workers=settings.workers,
+        limits=limits,
+        min_tier=sandbox.Tier(settings.min_tier),
+        allow_unsafe=settings.allow_unsafe,
+    )
+
+
+class Observed:
+    """Counts, times and logs every request, and keeps inference within its places."""
+
+    def __init__(self, app: ASGIApp, *, gate: Gate) -> None:
+        self._app = app
+        self._gate = gate
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request (ASGI)."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started = time.perf_counter()
+        status = 0
+
+        async def observed_send(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            if scope["path"] in INFERENCE:
+                await self._within_gate(scope, receive, observed_send)
+            else:
+                await self._app(scope, receive, observed_send)
+        finally:
+            _observe(scope, status, time.perf_counter() - started)
+
+    async def _within_gate(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            self._gate.enter()
+        except ServerError as error:
+            await Exchange(send).error(error)
+            return
+        metrics.requests_in_flight.inc()
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            self._gate.leave()
+            metrics.requests_in_flight.dec()
+
+
+def _observe(scope: Scope, status: int, duration_s: float) -> None:
+    # The route's template, never the path: a client must not be able to invent labels.
+    endpoint = getattr(scope.get("route"), "path", "unmatched")
+    state = scope.get("state", {})
+    word = "gone" if state.get("client_gone") or status == 0 else str(status)
+    verification = state.get("verification", "none")
+    metrics.requests_total.labels(endpoint, word, verification).inc()
+    metrics.request_seconds.labels(endpoint).observe(duration_s)
+    call = state.get("call")
+    extra: dict[str, Any] = {"action": "request", "endpoint": endpoint, "status": word}
+    if call is not None:
+        metrics.request_overhead_seconds.observe(
+            max(duration_s - call.engine_s - call.sandbox_s, 0.0)
+        )
+        extra |= {"request_id": call.id, "model": call.served.model, "verification": verification}
+    extra["duration_ms"] = round(duration_s * 1000, 1)
+    quiet = endpoint in ("/health", "/ready", "/metrics")
+    log.log(logging.DEBUG if quiet else logging.INFO, "request", extra=extra)
+
+
+# --- errors -----------------------------------------------------------------------------------
+
+
+async def _render(request: Request, error: Exception) -> Response:
+    if not isinstance(error, ServerError):
+        error = ServerError("internal error")
+    return JSONResponse(error.body(), status_code=error.status, headers=error.headers)
+
+
+async def _render_validation(request: Request, error: Exception) -> Response:
+    """A path or query parameter that FastAPI itself has checked."""
+    if not isinstance(error, RequestValidationError):
+        return await _render(request, error)
+    first = error.errors()[0]
+    return await _render(request, BadRequest(first["msg"], param=param_path("", first["loc"][1:])))
+
+
+async def _render_http(request: Request, error: Exception) -> Response:
+    """No such route, or not this method."""
+    status = error.status_code if isinstance(error, HTTPException) else 500
+    refused = BadRequest(
+        f"{request.method} {request.url.path[:200]}: "
+        + ("no such route" if status == 404 else "not allowed" if status == 405 else "refused"),
+        code={404: "route_not_found", 405: "method_not_allowed"}.get(status, "refused"),
+    )
+    headers = dict(getattr(error, "headers", None) or {})
+    return JSONResponse(refused.body(), status_code=status, headers=headers)
+
+
+async def _render_unexpected(request: Request, error: Exception) -> Response:
+    """Our own fault. The server logs the traceback; the client learns nothing of it."""
+    return await _render(request, ServerError("internal error"))

@@ -1,0 +1,64 @@
+"""`POST /v1/chat/completions`: plain, or verified when the body holds an `io_spec`."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import Response
+
+from server.calls import CHAT, Call
+from server.errors import BadRequest
+from server.generation import last_user_text
+from server.limits import read_json
+from server.openapi import chat_docs
+from server.protocol import Envelope, SpecRequest, read_envelope, read_spec
+from server.replies import Exchange, Reply
+from server.state import State, current
+
+router = APIRouter(tags=["inference"])
+
+
+@router.post(CHAT, response_model=None, **chat_docs)
+async def create_chat_completion(request: Request) -> Response:
+    """Answer a conversation; with `io_spec`, by a program that was run against it."""
+    state = current(request)
+    body = await read_json(request, state.settings.max_body_bytes)
+    _check_messages(body.get("messages"))
+    envelope = read_envelope(body)
+    spec = _spec(envelope, state)
+    if envelope.store:
+        state.recorder.require()
+
+    async def answer(exchange: Exchange) -> None:
+        with state.adapters.lease(envelope.model) as served:
+            call = Call(endpoint=CHAT, envelope=envelope, served=served)
+            request.state.call = call
+            if spec is None:
+                await state.forwarder.answer(call, exchange)
+            else:
+                status = await state.generator.answer(call, spec, exchange)
+                request.state.verification = status
+
+    return Reply(answer)
+
+
+def _check_messages(messages: object) -> None:
+    if not isinstance(messages, list) or not messages:
+        raise BadRequest("messages must be a list with a message in it", param="messages")
+    for place, message in enumerate(messages):
+        if not isinstance(message, dict):
+            raise BadRequest(
+                "a message must be an object", param=f"messages[{place}]", code="invalid_type"
+            )
+
+
+def _spec(envelope: Envelope, state: State) -> SpecRequest | None:
+    if envelope.io_spec is None:
+        return None
+    return read_spec(
+        envelope.io_spec,
+        prompt=last_user_text(envelope.body["messages"]),
+        n=envelope.n,
+        default_candidates=state.settings.default_candidates,
+        max_candidates=state.settings.max_candidates,
+    )

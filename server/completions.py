@@ -1,0 +1,39 @@
+"""`POST /v1/completions`: text in, text out, as the engine does it."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import Response
+
+from server.calls import TEXT, Call
+from server.errors import BadRequest
+from server.limits import read_json
+from server.openapi import completion_docs
+from server.protocol import read_envelope
+from server.replies import Exchange, Reply
+from server.state import current
+
+router = APIRouter(tags=["inference"])
+
+
+@router.post(TEXT, response_model=None, **completion_docs)
+async def create_completion(request: Request) -> Response:
+    """Continue a text."""
+    state = current(request)
+    body = await read_json(request, state.settings.max_body_bytes)
+    envelope = read_envelope(body)
+    if envelope.io_spec is not None:
+        raise BadRequest("io_spec belongs to /v1/chat/completions", param="io_spec")
+    if body.get("prompt") is None:
+        raise BadRequest("a prompt is needed", param="prompt")
+    if envelope.store:
+        state.recorder.require()
+
+    async def answer(exchange: Exchange) -> None:
+        with state.adapters.lease(envelope.model) as served:
+            call = Call(endpoint=TEXT, envelope=envelope, served=served)
+            request.state.call = call
+            await state.forwarder.answer(call, exchange)
+
+    return Reply(answer)

@@ -1,0 +1,38 @@
+"""What the routes share: built once in `app`, handed to each request, never changed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from starlette.requests import Request
+
+from ops.registry import Registry
+from ops.settings import ServerSettings
+from ops.store import Store
+from server.adapters import Adapters
+from server.engine import Engine
+from server.forwarding import Forwarder
+from server.generation import Generator
+from server.recording import Recorder
+from server.verification import Judge
+
+
+@dataclass(frozen=True, kw_only=True)
+class State:
+    """The parts of a running server."""
+
+    settings: ServerSettings
+    engine: Engine
+    store: Store
+    registry: Registry
+    recorder: Recorder
+    adapters: Adapters
+    judge: Judge
+    forwarder: Forwarder
+    generator: Generator
+
+
+def current(request: Request) -> State:
+    """Return the state of the server that answers this request."""
+    state: State = request.state.server
+    return state

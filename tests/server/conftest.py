@@ -1,0 +1,126 @@
+"""A running server for each test: real HTTP, real store, the fake engine, a sandbox."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+import uvicorn
+
+from ops.registry import Registry
+from ops.settings import EngineSettings, ServerSettings, Settings
+from ops.store import Store
+from server.app import create_app
+from server.verification import Checker
+from tests.fake_engine import FakeEngine
+
+POLL_S = 0.05
+
+
+@dataclass
+class Running:
+    """A server, and what a test needs to talk to it and to look behind it."""
+
+    url: str
+    settings: Settings
+    engine: FakeEngine
+    store: Store
+    registry: Registry
+    http: httpx.Client
+    openai: openai.OpenAI
+
+    def chat(self, **body: Any) -> httpx.Response:
+        """Ask for a chat completion with as little as it takes."""
+        given = {"model": "code", "messages": [{"role": "user", "content": "add two numbers"}]}
+        return self.http.post("/v1/chat/completions", json=given | body)
+
+    def until(self, condition: Callable[[], bool], timeout_s: float = 10.0) -> None:
+        """Wait for something that happens in the background."""
+        deadline = time.monotonic() + timeout_s
+        while not condition():
+            assert time.monotonic() < deadline, "it did not happen in time"
+            time.sleep(0.01)
+
+    def ready(self) -> None:
+        self.until(lambda: self.http.get("/ready").status_code == 200)
+
+
+@pytest.fixture
+def engine() -> Iterator[FakeEngine]:
+    fake = FakeEngine()
+    fake.start()
+    yield fake
+    fake.stop()
+
+
+Serve = Callable[..., AbstractAsyncContextManager[Running]]
+
+
+@contextlib.contextmanager
+def serving(
+    engine: FakeEngine,
+    data_dir: Path,
+    *,
+    checker: AbstractAsyncContextManager[Checker] | None = None,
+    **server: Any,
+) -> Iterator[Running]:
+    """Run a server in a thread until the block is left; then it shuts down gracefully."""
+    listening = socket.socket()
+    listening.bind(("127.0.0.1", 0))
+    port = listening.getsockname()[1]
+    settings = Settings(
+        data_dir=data_dir,
+        engine=EngineSettings(url=engine.url),
+        server=ServerSettings(**{"port": port, "poll_s": POLL_S, **server}),
+    )
+    app = create_app(settings, checker=checker)
+    config = uvicorn.Config(
+        app, log_config=None, access_log=False, loop="uvloop", http="httptools", lifespan="on"
+    )
+    runner = uvicorn.Server(config)
+    thread = threading.Thread(target=runner.run, kwargs={"sockets": [listening]}, daemon=True)
+    thread.start()
+    while not runner.started:
+        assert thread.is_alive(), "the server did not start"
+        time.sleep(0.005)
+    store = Store.open(settings.store_url)
+    url = f"http://127.0.0.1:{port}"
+    http = httpx.Client(base_url=url, timeout=30)
+    client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=30)
+    running = Running(
+        url=url,
+        settings=settings,
+        engine=engine,
+        store=store,
+        registry=Registry(store, settings.adapters_dir),
+        http=http,
+        openai=client,
+    )
+    try:
+        running.ready()
+        yield running
+    finally:
+        http.close()
+        client.close()
+        runner.should_exit = True
+        thread.join(30)
+        store.close()
+        listening.close()
+        assert not thread.is_alive(), "the server did not stop"
+
+
+@pytest.fixture
+def server(engine: FakeEngine, tmp_path: Path) -> Iterator[Running]:
+    """A ready server."""
+    with serving(engine, tmp_path) as running:
+        yield running
