@@ -43,6 +43,10 @@ class Sample:
     adapter_version: int
     logprob: float | None = None
     """Mean log-probability per token in nats, where it was asked for."""
+    logprobs: tuple[Json, ...] = ()
+    """OpenAI's `logprobs.content`, one object a token, where `extra` asked for it."""
+    prompt_logprobs: tuple[Json | None, ...] = ()
+    """vLLM's, one object a token of the prompt, where `extra` asked for it."""
 
 
 class Policy:
@@ -106,6 +110,7 @@ class Policy:
         seed: int | None = None,
         model: str | None = None,
         stop: Sequence[str] = (),
+        extra: Json | None = None,
     ) -> list[Sample]:
         """Ask for `n` answers to a conversation, in the order the server gave them.
 
@@ -117,6 +122,8 @@ class Policy:
             seed: makes the sampling repeatable as far as the engine can.
             model: another than the default one.
             stop: texts at which an answer ends.
+            extra: further fields of the request as they are, such as `top_logprobs` or vLLM's
+                `continue_final_message`.
 
         Raises:
             PolicyError: the server refused the request.
@@ -135,6 +142,7 @@ class Policy:
                         "store": False,
                         **({} if seed is None else {"seed": seed + 7919 * number}),
                         **({"stop": list(stop)} if stop else {}),
+                        **(extra or {}),
                     }
                 )
                 for number, share in enumerate(shares)
@@ -192,6 +200,11 @@ class Policy:
                     tokens=tokens // max(len(choices), 1),
                     model=str(answer.get("model") or body["model"]),
                     adapter_version=int(adapter.get("version") or 0),
+                    logprob=_mean(logprobs := _logprobs(choice)),
+                    logprobs=logprobs,
+                    prompt_logprobs=tuple(
+                        choice.get("prompt_logprobs") or answer.get("prompt_logprobs") or ()
+                    ),
                 )
                 for choice in choices
             ]
@@ -223,6 +236,16 @@ class Policy:
             )
             await asyncio.sleep(wait * random.uniform(0.75, 1.25))
             pause = min(pause * 2, LONGEST_PAUSE_S)
+
+
+def _logprobs(choice: Json) -> tuple[Json, ...]:
+    return tuple((choice.get("logprobs") or {}).get("content") or ())
+
+
+def _mean(logprobs: tuple[Json, ...]) -> float | None:
+    if not logprobs:
+        return None
+    return sum(float(token["logprob"]) for token in logprobs) / len(logprobs)
 
 
 def _json(response: httpx.Response) -> Any:

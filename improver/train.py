@@ -44,6 +44,7 @@ from improver.errors import TrainingError
 from improver.types import TrainJob, from_json
 from ops import probe
 from ops.records import Json
+from ops.services import cpu_flags
 
 SERVABLE_RANKS = (8, 16, 32, 64, 128)
 NEUTRAL_TEXT = "def add(a, b):\n    return a + b\n\n\nprint(add(1, 2))\n"
@@ -225,11 +226,7 @@ def pick_dtype(wanted: str, device: torch.device) -> torch.dtype:
         return torch.float32 if wanted == "float32" else torch.bfloat16
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
-    try:
-        flags = set(Path("/proc/cpuinfo").read_text().split())
-    except OSError:
-        flags = set()
-    native = flags & {"avx512_bf16", "amx_bf16"}
+    native = cpu_flags() & {"avx512_bf16", "amx_bf16"}
     return torch.bfloat16 if native else torch.float32
 
 

@@ -48,6 +48,12 @@ class Origin(StrEnum):
     """The model, out of a wrong program and feedback."""
     DEMONSTRATION = "demonstration"
     """A person."""
+    SYNTHESIS = "synthesis"
+    """The model, for a request of its own making; the specification is what running it gave."""
+    ACCEPTED = "accepted"
+    """The model; a check or a person found it right when it was served."""
+    CORPUS = "corpus"
+    """A corpus of code that the operator brought."""
 
 
 @dataclass(frozen=True, kw_only=True)

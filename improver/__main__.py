@@ -1,0 +1,239 @@
+"""The improver's commands. `journeyman improve`, `import` and `improver` come here.
+
+    python -m improver                      the daemon
+    python -m improver improve …            one cycle, now
+    python -m improver import FILE …        another model's interactions into the record
+
+Settings are read here and nowhere else in this package.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import Progress
+
+from improver import importer, lease, report
+from improver.cycle import CycleRun, Means, Plan, make_recipe, start
+from improver.errors import ImproverError
+from improver.policy import Policy
+from improver.progress import LogShow, Show, TerminalShow
+from improver.worker import Worker
+from ops import logs, models, services
+from ops import settings as settings_
+from ops.errors import OpsError, SettingsError
+from ops.records import Cycle, CycleState
+from ops.registry import Registry
+from ops.settings import Settings
+from ops.store import Store
+from sandbox.errors import SandboxError
+from sandbox.pool import Pool
+from sandbox.types import Limits, Tier
+
+FAULTS = (ImproverError, OpsError, SandboxError)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command and return the exit status."""
+    parser = _parser()
+    given = parser.parse_args(arguments)
+    console = Console(stderr=True)
+    try:
+        settings = settings_.load(given.config, **_flags(given))
+        settings = _with_options(settings, given)
+        logs.configure(settings.log_format)
+        if given.command == "improve":
+            return asyncio.run(_improve(settings, given, console))
+        if given.command == "import":
+            return asyncio.run(_import(settings, given, console))
+        return asyncio.run(_daemon(settings))
+    except FAULTS as error:
+        console.print(f"[red]error:[/red] {error}", highlight=False)
+        return 1
+    except KeyboardInterrupt:
+        console.print("stopped")
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    shared = argparse.ArgumentParser(add_help=False)
+    shared.add_argument("--config", type=Path, help="settings file")
+    shared.add_argument("--data-dir", type=Path, help="data directory of the installation")
+    parser = argparse.ArgumentParser(
+        prog="journeyman", description="The improvement cycle.", parents=[shared]
+    )
+    commands = parser.add_subparsers(dest="command")
+    commands.add_parser("run", parents=[shared], help="the daemon (also without a command)")
+    improve = commands.add_parser("improve", parents=[shared], help="run one cycle now")
+    improve.add_argument("--recipe", help="how training rows are made (default: ilf)")
+    improve.add_argument("--tasks", type=Path, help="JSONL of the tasks that decide")
+    improve.add_argument("--subset", help="only tasks whose row has this field true")
+    improve.add_argument("--samples", type=int, help="refinements asked for each wrong program")
+    improve.add_argument("--learning-rate", type=float)
+    improve.add_argument("--epochs", type=int)
+    improve.add_argument("--dry-run", action="store_true", help="build rows, train nothing")
+    improve.add_argument("--resume", metavar="ID", help="go on with a cycle that was stopped")
+    improve.add_argument("--json", action="store_true", help="print the report as JSON")
+    bring = commands.add_parser("import", parents=[shared], help="import interactions")
+    bring.add_argument("file", type=Path)
+    bring.add_argument("--format", choices=sorted(importer.SHAPES), default="jsonl")
+    bring.add_argument("--json", action="store_true", help="print the report as JSON")
+    return parser
+
+
+def _flags(given: argparse.Namespace) -> dict[str, Any]:
+    return {"data_dir": given.data_dir}
+
+
+def _with_options(settings: Settings, given: argparse.Namespace) -> Settings:
+    """Put the options of `improve` over the settings."""
+    if given.command != "improve":
+        return settings
+    improver = settings.improver
+    tasks = None if given.tasks is None else given.tasks.resolve()
+    gate = _changed(improver.gate, tasks=tasks, subset=given.subset)
+    ilf = _changed(improver.ilf, samples=given.samples)
+    train = _changed(improver.train, learning_rate=given.learning_rate, epochs=given.epochs)
+    improver = _changed(improver, recipe=given.recipe, gate=gate, ilf=ilf, train=train)
+    return settings.model_copy(update={"improver": improver})
+
+
+def _changed(section: Any, **options: Any) -> Any:
+    """A settings section with the options that were given, validated."""
+    found = {name: value for name, value in options.items() if value is not None}
+    try:
+        return type(section).model_validate({**dict(section), **found})
+    except ValueError as error:
+        raise SettingsError(f"{type(section).__name__}: {error}") from error
+
+
+@asynccontextmanager
+async def _means(settings: Settings, store: Store, show: Show) -> AsyncIterator[Means]:
+    policy = Policy(settings.server_url, api_key=os.environ.get("JOURNEYMAN_API_KEY"))
+    async with _pool(settings) as pool, policy:
+        yield Means(
+            store=store,
+            registry=Registry(store, settings.adapters_dir),
+            policy=policy,
+            pool=pool,
+            resolve=models.resolve,
+            environment=os.environ | services.cpu_environment(),
+            show=show,
+        )
+
+
+def _pool(settings: Settings) -> Pool:
+    sandbox = settings.sandbox
+    return Pool(
+        workers=sandbox.workers,
+        limits=Limits(
+            wall_s=sandbox.wall_s, cpu_s=sandbox.cpu_s, memory_bytes=sandbox.memory_bytes
+        ),
+        min_tier=Tier(sandbox.min_tier),
+        allow_unsafe=sandbox.allow_unsafe,
+    )
+
+
+# --- improve ---------------------------------------------------------------------------------
+
+
+async def _improve(settings: Settings, given: argparse.Namespace, console: Console) -> int:
+    make_recipe(settings.improver)
+    store = Store.open(settings.store_url)
+    try:
+        async with lease.held(store):
+            if given.resume is not None:
+                cycle = store.cycle(given.resume)
+            else:
+                plan = Plan.of(settings, dry_run=given.dry_run)
+                cycle = start(
+                    store, plan, settings.cycles_dir, trigger="command", state=CycleState.RUNNING
+                )
+            show: Show = TerminalShow(console) if console.is_terminal else LogShow(cycle.id)
+            try:
+                async with _means(settings, store, show) as means:
+                    cycle = await CycleRun(cycle, means).run()
+            finally:
+                show.close()
+    finally:
+        store.close()
+    print(json.dumps(_as_json(cycle), indent=1) if given.json else report.render(cycle))
+    return 1 if cycle.state is CycleState.FAILED else 0
+
+
+def _as_json(cycle: Cycle) -> dict[str, Any]:
+    return {
+        "id": cycle.id,
+        "recipe": cycle.recipe,
+        "state": str(cycle.state),
+        "error": cycle.error,
+        "adapter_version": cycle.adapter_version,
+        "report": cycle.report,
+    }
+
+
+# --- import ----------------------------------------------------------------------------------
+
+
+async def _import(settings: Settings, given: argparse.Namespace, console: Console) -> int:
+    rows = importer.count_lines(given.file)
+    store = Store.open(settings.store_url)
+    try:
+        async with _pool(settings) as pool:
+            with Progress(console=console, transient=True) as progress:
+                bar = progress.add_task("importing", total=rows)
+                done = await importer.import_file(
+                    given.file, given.format, store, pool, on_row=lambda: progress.advance(bar)
+                )
+    finally:
+        store.close()
+    found = done.as_json()
+    if given.json:
+        print(json.dumps(found, indent=1))
+    else:
+        skipped = ", ".join(f"{count} of {reason}" for reason, count in found["skipped"].items())
+        print(
+            f"{found['rows']} rows: {found['imported']} imported "
+            f"({found['verified']} of them pass their checks), "
+            f"{found['known_already']} known already, "
+            f"{skipped or 'none'} left out, {found['bad']} bad"
+        )
+        for problem in found["problems"]:
+            print(f"  {problem}")
+    return 1 if found["bad"] else 0
+
+
+# --- the daemon ------------------------------------------------------------------------------
+
+
+async def _daemon(settings: Settings) -> int:
+    store = Store.open(settings.store_url)
+
+    async def run_cycle(cycle: Cycle) -> Cycle:
+        show = LogShow(cycle.id)
+        async with _means(settings, store, show) as means:
+            return await CycleRun(cycle, means).run()
+
+    try:
+        worker = Worker(settings, store, run_cycle)
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, worker.stop)
+        await worker.run()
+    finally:
+        store.close()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,515 @@
+"""One improvement cycle: the whole story.
+
+    collect    failed interactions with feedback            store → cases.jsonl
+    build      the recipe asks the served model             cases → rows.jsonl, drops.jsonl
+    screen     firewall, duplicates, flags                  rows → rows.jsonl, drops.jsonl
+    dataset    split by task, lineage                       rows → train.jsonl, held_out.jsonl
+    train      LoRA in a process of its own                 → adapter/, registered as code@vN
+    evaluate   champion and candidate, same tasks           → outcomes.jsonl
+    decide     the gate                                     → judgement
+    release    promote or reject, wait for the server       → swap
+
+Each stage reads the folders of earlier ones and leaves its own (`workspace`), so a killed cycle is
+resumed at the stage it was in. Too little to learn from ends it as `skipped`. What a stage does is
+its module's business; here is only the order.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import shutil
+import subprocess
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+
+from improver import collect, dataset, decide, evaluate, release, screen, trainer
+from improver.attempts import Judge
+from improver.benchmarks.base import Task
+from improver.benchmarks.builtin import Builtin
+from improver.benchmarks.mbpp import TaskFile
+from improver.errors import CycleError, FirewallError, ImproverError, NotEnough
+from improver.firewall import Firewall
+from improver.policy import Policy
+from improver.progress import Show
+from improver.recipes.base import Recipe, Tools
+from improver.recipes.ilf import Ilf, Options
+from improver.types import (
+    Arm,
+    Case,
+    Drop,
+    Judgement,
+    Outcome,
+    Row,
+    Suite,
+    TrainJob,
+    read_lines,
+    to_json,
+    write_lines,
+)
+from improver.workspace import Journal, Workspace
+from ops.errors import OpsError
+from ops.models import Model
+from ops.records import (
+    AdapterState,
+    Alias,
+    Cycle,
+    CycleEvent,
+    CycleState,
+    Json,
+    new_id,
+    now,
+)
+from ops.registry import Registry
+from ops.settings import ImproverSettings, Settings
+from ops.store import Store
+from sandbox.errors import SandboxError
+from sandbox.spec import Spec, parse_spec
+
+logger = logging.getLogger(__name__)
+
+RESUMABLE = (CycleState.QUEUED, CycleState.RUNNING, CycleState.FAILED)
+
+
+class Plan(BaseModel):
+    """What a cycle was started with; kept in its row, so that it is resumed with the same."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    improver: ImproverSettings
+    engine_model: str
+    max_lora_rank: int
+    dry_run: bool = False
+    swap_timeout_s: float = 180.0
+
+    @classmethod
+    def of(cls, settings: Settings, *, dry_run: bool = False) -> Plan:
+        """What a cycle needs of an installation's settings."""
+        return cls(
+            improver=settings.improver,
+            engine_model=settings.engine.model,
+            max_lora_rank=settings.engine.max_lora_rank,
+            dry_run=dry_run,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Means:
+    """What a cycle works with. `resolve` finds the base model's files."""
+
+    store: Store
+    registry: Registry
+    policy: Policy
+    pool: Judge
+    resolve: Callable[[str], Model]
+    environment: Mapping[str, str]
+    show: Show
+
+
+def start(store: Store, plan: Plan, cycles_dir: Path, *, trigger: str, state: CycleState) -> Cycle:
+    """Write the row of a new cycle."""
+    cycle_id = new_id()
+    cycle = Cycle(
+        id=cycle_id,
+        created_at=now(),
+        recipe=plan.improver.recipe,
+        trigger=trigger,
+        state=state,
+        stage="",
+        settings=plan.model_dump(mode="json"),
+        directory=str(cycles_dir / cycle_id),
+    )
+    make_recipe(plan.improver)
+    store.add_cycle(cycle)
+    return cycle
+
+
+class CycleRun:
+    """A cycle being run, from wherever it stands. The caller holds the lease."""
+
+    def __init__(self, cycle: Cycle, means: Means) -> None:
+        if cycle.state not in RESUMABLE:
+            raise CycleError(f"cycle {cycle.id} is {cycle.state} and cannot be resumed")
+        self.cycle = cycle
+        self.plan = Plan.model_validate(cycle.settings)
+        self.means = means
+        self.workspace = Workspace(Path(cycle.directory))
+        self._stages = (
+            ("collect", "looking for failures with feedback", self._collect),
+            ("build", "asking the model for refinements", self._build),
+            ("screen", "checking every row", self._screen),
+            ("dataset", "splitting, writing lineage", self._dataset),
+            ("train", "training the adapter", self._train),
+            ("evaluate", "examining champion and candidate", self._evaluate),
+            ("decide", "deciding", self._decide),
+            ("release", "releasing", self._release),
+        )
+
+    async def run(self) -> Cycle:
+        """Run every stage that is not done and return the cycle's row as it ends.
+
+        A cancelled cycle stays `running` in the record: it will be resumed.
+        """
+        self._update(
+            state=CycleState.RUNNING, started_at=self.cycle.started_at or now(), error=None
+        )
+        try:
+            for name, words, work in self._stages:
+                if self.plan.dry_run and name == "train":
+                    break
+                if not self.workspace.done(name):
+                    await self._do(name, words, work)
+        except NotEnough as error:
+            return self._end(CycleState.SKIPPED, str(error))
+        except (ImproverError, OpsError, SandboxError, OSError) as error:
+            logger.exception("the cycle failed", extra=self._extra())
+            return self._end(CycleState.FAILED, f"{type(error).__name__}: {error}")
+        return self._end(CycleState.SUCCEEDED, None)
+
+    # --- the stages --------------------------------------------------------------------------
+
+    async def _collect(self, directory: Path) -> Json:
+        ilf = self.plan.improver.ilf
+        found = await asyncio.to_thread(
+            collect.collect_cases,
+            self.means.store,
+            limit=ilf.max_interactions,
+            machine_feedback=ilf.machine_feedback,
+            keep=not self.plan.dry_run,
+        )
+        write_lines(directory / "cases.jsonl", found.cases)
+        if len(found.cases) < ilf.min_rows:
+            raise NotEnough(
+                f"{len(found.cases)} failed interactions with feedback, {ilf.min_rows} are wanted "
+                f"(improver.ilf.min_rows); {found.looked_at} failures looked at, "
+                f"left out: {dict(found.skipped) or 'none'}"
+            )
+        return found.report()
+
+    async def _build(self, directory: Path) -> Json:
+        cases = self._cases()
+        with Journal(directory / "journal.jsonl") as journal:
+            tools = Tools(
+                policy=self.means.policy,
+                pool=self.means.pool,
+                firewall=self._firewall(),
+                journal=journal,
+                seed=self.plan.improver.train.seed,
+                on_case=self._counter(len(cases), "cases"),
+            )
+            built = await make_recipe(self.plan.improver).build(cases, tools)
+        write_lines(directory / "rows.jsonl", built.rows)
+        write_lines(directory / "drops.jsonl", built.drops)
+        dropped = Counter(drop.reason for drop in built.drops)
+        return {"rows": len(built.rows), "dropped": dict(dropped), **built.report}
+
+    async def _screen(self, directory: Path) -> Json:
+        rows = list(read_lines(self.workspace.stage("build") / "rows.jsonl", Row))
+        found = await asyncio.to_thread(screen.screen, rows, self._specs(rows), self._firewall())
+        write_lines(directory / "rows.jsonl", found.rows)
+        write_lines(directory / "drops.jsonl", found.drops)
+        return found.report
+
+    async def _dataset(self, directory: Path) -> Json:
+        rows = list(read_lines(self.workspace.stage("screen") / "rows.jsonl", Row))
+        drops = [
+            drop
+            for stage in ("build", "screen")
+            for drop in read_lines(self.workspace.stage(stage) / "drops.jsonl", Drop)
+        ]
+        dataset.keep_lineage(self.means.store, self.cycle.id, rows, drops)
+        dataset.require(rows, self.plan.improver.ilf.min_rows, drops)
+        settings = self.plan.improver.train
+        made = dataset.split(rows, held_out_share=settings.held_out_share, seed=settings.seed)
+        dataset.write(directory, made)
+        return made.report
+
+    async def _train(self, directory: Path) -> Json:
+        made = self.workspace.stage("dataset")
+        rows = [r for f in ("train", "held_out") for r in read_lines(made / f"{f}.jsonl", Row)]
+        self._check_again(rows)
+        for name in ("train.jsonl", "held_out.jsonl"):
+            shutil.copyfile(made / name, directory / name)
+        model = await asyncio.to_thread(self.means.resolve, self.plan.engine_model)
+        job = self._job(model)
+        trained = await trainer.run_training(
+            directory,
+            job,
+            nice=self.plan.improver.nice,
+            environment=self.means.environment,
+            on_progress=self._training_progress,
+        )
+        adapter = self.means.registry.add(
+            lambda draft: _copy_files(directory / "adapter", draft),
+            base_model=model.name,
+            base_sha256=model.sha256,
+            rank=job.rank,
+            recipe=self.cycle.recipe,
+            cycle_id=self.cycle.id,
+            lineage={
+                "rows": [row.id for row in rows],
+                "settings": self.cycle.settings,
+                "seed": job.seed,
+                "code": code_version(),
+            },
+            actor=release.ACTOR,
+        )
+        self._update(adapter_version=adapter.version)
+        return {"version": adapter.version, "adapter": adapter.name, **trained}
+
+    async def _evaluate(self, directory: Path) -> Json:
+        means, gate = self.means, self.plan.improver.gate
+        number = self._version()
+        refused = ""
+        if means.registry.get(number).state in (AdapterState.BUILT, AdapterState.EXAMINED):
+            means.registry.nominate(number)
+            refused = await evaluate.wait_for_candidate(
+                means.store,
+                means.registry,
+                means.policy,
+                number,
+                timeout_s=self.plan.swap_timeout_s,
+            )
+        else:
+            refused = f"it is {means.registry.get(number).state}"
+        exam = self._exam()
+        champion = means.registry.at(Alias.CHAMPION)
+        models = {
+            Arm.CHAMPION: champion.name if champion else await means.policy.base_model(),
+            Arm.CANDIDATE: means.registry.get(number).name,
+        }
+        outcomes: list[Outcome] = []
+        if not refused:
+            with Journal(directory / "journal.jsonl") as journal:
+                outcomes = await evaluate.examine(
+                    exam,
+                    models,
+                    means.policy,
+                    means.pool,
+                    journal,
+                    enough=lambda found, left: decide.settled(
+                        decide.pair(found, Suite.TARGET), left, gate.error_rate
+                    ),
+                    on_task=lambda done, total: means.show.progress(done, total, "tasks"),
+                )
+        write_lines(directory / "outcomes.jsonl", outcomes)
+        asked = {o.task_id for o in outcomes if o.suite is Suite.TARGET}
+        return {
+            "champion": models[Arm.CHAMPION],
+            "candidate": models[Arm.CANDIDATE],
+            "refused": refused,
+            "target_tasks": len(exam.target),
+            "target_asked": len(asked),
+            "guard_tasks": len(exam.guard),
+            "answers": len(outcomes),
+            "tokens": sum(outcome.tokens for outcome in outcomes),
+            "errors": sum(outcome.passed is None for outcome in outcomes),
+        }
+
+    async def _decide(self, directory: Path) -> Json:
+        examined = self.workspace.stage("evaluate")
+        gate = self.plan.improver.gate
+        judgement = decide.decide(
+            list(read_lines(examined / "outcomes.jsonl", Outcome)),
+            error_rate=gate.error_rate,
+            guard_margin=gate.guard_margin,
+            refused=self.workspace.report("evaluate")["refused"],
+        )
+        write_lines(directory / "judgement.jsonl", [judgement])
+        release.record_examination(self.means.registry, self._version(), judgement)
+        return to_json(judgement)
+
+    async def _release(self, directory: Path) -> Json:
+        judgement = next(read_lines(self.workspace.stage("decide") / "judgement.jsonl", Judgement))
+        done = await release.release(
+            self.means.store,
+            self.means.registry,
+            self.means.policy,
+            self._version(),
+            judgement,
+            timeout_s=self.plan.swap_timeout_s,
+        )
+        return done.as_json()
+
+    # --- what the stages share -----------------------------------------------------------------
+
+    def _cases(self) -> list[Case]:
+        return list(read_lines(self.workspace.stage("collect") / "cases.jsonl", Case))
+
+    def _specs(self, rows: Sequence[Row]) -> dict[str, Spec]:
+        specs = {case.interaction_id: case.spec for case in self._cases()}
+        return {row.id: parse_spec(specs[row.interaction_ids[0]]) for row in rows}
+
+    def _tasks(self) -> list[Task]:
+        """The target's tasks."""
+        gate = self.plan.improver.gate
+        if gate.tasks is None:
+            return list(Builtin().tasks())
+        return TaskFile(gate.tasks, subset=gate.subset).tasks()
+
+    def _exam(self) -> evaluate.Exam:
+        gate = self.plan.improver.gate
+        return evaluate.Exam(
+            target=self._tasks()[: gate.max_tasks],
+            guard=Builtin().tasks()[: gate.guard_tasks],
+            temperature=gate.temperature,
+            max_answer_tokens=gate.max_answer_tokens,
+            seed=self.plan.improver.train.seed,
+        )
+
+    def _firewall(self) -> Firewall:
+        """Every task of every benchmark, also those this examination leaves out."""
+        tasks = list(Builtin().tasks())
+        if self.plan.improver.gate.tasks is not None:
+            tasks += TaskFile(self.plan.improver.gate.tasks).tasks()
+        return Firewall(task.exam() for task in tasks)
+
+    def _check_again(self, rows: Sequence[Row]) -> None:
+        firewall, specs = self._firewall(), self._specs(rows)
+        for row in rows:
+            hit = screen.check_row(row, specs[row.id], firewall)
+            if hit is not None:
+                raise FirewallError(f"row {row.id} touches the examination: {hit[0]} ({hit[1]})")
+
+    def _job(self, model: Model) -> TrainJob:
+        train = self.plan.improver.train
+        return TrainJob(
+            base_directory=str(model.directory),
+            base_name=model.name,
+            base_sha256=model.sha256,
+            max_lora_rank=self.plan.max_lora_rank,
+            rank=train.rank,
+            alpha=train.alpha,
+            dropout=train.dropout,
+            learning_rate=train.learning_rate,
+            epochs=train.epochs,
+            batch_rows=train.batch_rows,
+            max_tokens=train.max_tokens,
+            seed=train.seed,
+        )
+
+    def _version(self) -> int:
+        return int(self.workspace.report("train")["version"])
+
+    # --- the record ----------------------------------------------------------------------------
+
+    async def _do(self, name: str, words: str, work: Callable[[Path], Awaitable[Json]]) -> None:
+        began = time.monotonic()
+        self._update(stage=name)
+        self._event("info", f"{name}: {words}")
+        self.means.show.stage(name, words)
+        found = await work(self.workspace.begin(name))
+        seconds = round(time.monotonic() - began, 2)
+        self.workspace.finish(name, {**found, "seconds": seconds})
+        self._update(report=self._report())
+        self._event("info", f"{name}: done in {seconds} s", _short(found))
+        self.means.show.end(f"{seconds:.0f} s")
+
+    def _end(self, state: CycleState, error: str | None) -> Cycle:
+        if error:
+            self._event("error" if state is CycleState.FAILED else "warn", error)
+        self._update(state=state, error=error, finished_at=now(), report=self._report())
+        self._event("info", f"ended as {state}")
+        return self.cycle
+
+    def _report(self) -> Json:
+        stages = {name: self.workspace.report(name) for name, *_ in self._stages}
+        return {name: found for name, found in stages.items() if found} | {
+            "dry_run": self.plan.dry_run
+        }
+
+    def _update(self, **changes: object) -> None:
+        self.cycle = self.means.store.update_cycle(self.cycle.id, **changes)
+
+    def _event(self, level: str, message: str, data: Json | None = None) -> None:
+        self.means.store.add_event(
+            CycleEvent(
+                id=new_id(),
+                cycle_id=self.cycle.id,
+                created_at=now(),
+                level=level,
+                message=message,
+                data=data or {},
+            )
+        )
+
+    def _counter(self, total: int, note: str) -> Callable[[], None]:
+        done = 0
+
+        def count() -> None:
+            nonlocal done
+            done += 1
+            self.means.show.progress(done, total, note)
+
+        return count
+
+    def _training_progress(self, line: Json) -> None:
+        words = ", ".join(
+            f"{name.replace('_', ' ')} {line[name]:.3f}"
+            for name in ("loss", "held_out_loss")
+            if name in line
+        )
+        self.means.show.progress(
+            line["step"], line["steps"], f"{words}, {line['tokens_per_s']:.0f} tokens/s"
+        )
+        if "held_out_loss" in line:
+            self._event("info", f"train: step {line['step']}, {words}", line)
+
+    def _extra(self) -> Json:
+        return {"action": "cycle", "cycle_id": self.cycle.id, "stage": self.cycle.stage}
+
+
+def make_recipe(settings: ImproverSettings) -> Recipe:
+    """Return the recipe of a name.
+
+    Raises:
+        CycleError: there is none.
+    """
+    if settings.recipe != Ilf.name:
+        raise CycleError(f"no recipe {settings.recipe!r}; known is {Ilf.name}")
+    ilf = settings.ilf
+    return Ilf(
+        Options(
+            samples=ilf.samples,
+            temperature=ilf.temperature,
+            max_answer_tokens=ilf.max_answer_tokens,
+            demonstrations=ilf.demonstrations,
+        )
+    )
+
+
+def code_version() -> str:
+    """Return the installed version, and in a checkout the commit."""
+    try:
+        installed = version("journeyman")
+    except PackageNotFoundError:
+        installed = "unknown"
+    try:
+        done = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=12"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return installed
+    commit = done.stdout.strip() if done.returncode == 0 else ""
+    return f"{installed}+{commit}" if commit else installed
+
+
+def _copy_files(source: Path, draft: Path) -> None:
+    for path in sorted(source.iterdir()):
+        shutil.copyfile(path, draft / path.name)
+
+
+def _short(found: Json) -> Json:
+    """Only the numbers and words of a report: long lists stay in the report itself."""
+    return {k: v for k, v in found.items() if isinstance(v, (int, float, str, bool))}
