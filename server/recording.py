@@ -130,21 +130,27 @@ class Recorder:
             except queue.Empty:
                 self._beat()
                 continue
-            batch: list[_Job] = []
-            while job is not None:
-                batch.append(job)
-                try:
-                    job = self._queue.get_nowait() if len(batch) < MAX_BATCH else None
-                except queue.Empty:
-                    break
-                if job is None:
-                    self._write_all(batch)
-                    return
-            if not batch:
+            if job is None:
                 return
+            batch, closing = self._gather(job)
             self._write_all(batch)
             if time.monotonic() - self._beaten_at > HEARTBEAT_S:
                 self._beat()
+            if closing:
+                return
+
+    def _gather(self, first: _Job) -> tuple[list[_Job], bool]:
+        """Take what has queued up behind `first`; say whether the end was among it."""
+        batch = [first]
+        while len(batch) < MAX_BATCH:
+            try:
+                job = self._queue.get_nowait()
+            except queue.Empty:
+                break
+            if job is None:
+                return batch, True
+            batch.append(job)
+        return batch, False
 
     def _write_all(self, batch: list[_Job]) -> None:
         run: list[_Job] = []
