@@ -113,7 +113,7 @@ def _run(settings: Settings, inputs: Inputs, count: int) -> None:
         console.rule(f"2. Up to {count} requests with a specification, through the OpenAI client")
         _report_requests(store, asyncio.run(_ask(settings, inputs.tasks, count)))
         console.rule("3. One improvement cycle: imitation learning from language feedback")
-        exam = [] if inputs.exam is None else ["--tasks", str(inputs.exam)]
+        exam = [] if inputs.exam is None else ["--tasks", str(inputs.exam), "--subset", "core60"]
         _journeyman(settings, "improve", "--recipe", "ilf", *exam)
         cycle = store.cycles(limit=1)[0]
         console.rule("4. Which adapter answers now")
