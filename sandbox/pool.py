@@ -168,6 +168,11 @@ class Pool:
             raise SandboxUnavailable("the pool is not open")
         return self._tier
 
+    @property
+    def processes(self) -> int:
+        """How many zygotes there are, those for tests included."""
+        return len(self._slots) + len(self._test_slots)
+
     def gauges(self) -> dict[str, float]:
         """Numbers for metrics, by name; the totals count from the pool's start."""
         count = self._count
