@@ -84,7 +84,7 @@ class TrainSettings(Section):
     rank: Literal[8, 16, 32, 64, 128] = 16
     alpha: int = Field(32, ge=1)
     dropout: float = Field(0.0, ge=0, lt=1)
-    learning_rate: float = Field(1e-4, gt=0)
+    learning_rate: float = Field(2e-4, gt=0)
     epochs: int = Field(2, ge=1)
     batch_rows: int = Field(8, ge=1, description="rows per optimiser step")
     max_tokens: int = Field(1024, ge=64, description="longest row; longer ones are dropped")
@@ -189,6 +189,21 @@ class Settings(BaseSettings):
         return self.data_dir / "cycles"
 
 
+def config_file(config: Path | None = None, data_dir: Path | None = None) -> Path:
+    """Return the settings file that `load` reads; the default one need not exist.
+
+    Raises:
+        SettingsError: a file was named that does not exist.
+    """
+    file = config or (Path(env) if (env := os.environ.get("JOURNEYMAN_CONFIG")) else None)
+    if file is None:
+        folder = data_dir or os.environ.get("JOURNEYMAN_DATA_DIR") or default_data_dir()
+        return Path(folder) / "journeyman.toml"
+    if not file.is_file():
+        raise SettingsError(f"the settings file {file} does not exist")
+    return file
+
+
 def load(config: Path | None = None, **flags: Any) -> Settings:
     """Read the settings.
 
@@ -201,12 +216,7 @@ def load(config: Path | None = None, **flags: Any) -> Settings:
         SettingsError: a key is unknown or a value malformed; the message names it.
     """
     given = {name: value for name, value in flags.items() if value is not None}
-    file = config or (Path(env) if (env := os.environ.get("JOURNEYMAN_CONFIG")) else None)
-    if file is None:
-        data_dir = given.get("data_dir") or os.environ.get("JOURNEYMAN_DATA_DIR")
-        file = Path(data_dir or default_data_dir()) / "journeyman.toml"
-    elif not file.is_file():
-        raise SettingsError(f"the settings file {file} does not exist")
+    file = config_file(config, given.get("data_dir"))
 
     class FromFile(Settings):
         @classmethod
