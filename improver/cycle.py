@@ -278,7 +278,7 @@ class CycleRun:
             )
         else:
             refused = f"it is {means.registry.get(number).state}"
-        exam = self._exam()
+        exam, unsound = await self._exam()
         champion = means.registry.at(Alias.CHAMPION)
         models = {
             Arm.CHAMPION: champion.name if champion else await means.policy.base_model(),
@@ -306,6 +306,7 @@ class CycleRun:
             "refused": refused,
             "target_tasks": len(exam.target),
             "target_asked": len(asked),
+            "target_left_out": unsound,
             "guard_tasks": len(exam.guard),
             "answers": len(outcomes),
             "tokens": sum(outcome.tokens for outcome in outcomes),
@@ -353,15 +354,18 @@ class CycleRun:
             return list(Builtin().tasks())
         return TaskFile(gate.tasks, subset=gate.subset).tasks()
 
-    def _exam(self) -> evaluate.Exam:
+    async def _exam(self) -> tuple[evaluate.Exam, list[str]]:
+        """The examination, and the ids of target tasks that cannot be judged here."""
         gate = self.plan.improver.gate
-        return evaluate.Exam(
-            target=self._tasks()[: gate.max_tasks],
+        target, unsound = await evaluate.judgeable(self._tasks(), self.means.pool)
+        exam = evaluate.Exam(
+            target=target[: gate.max_tasks],
             guard=Builtin().tasks()[: gate.guard_tasks],
             temperature=gate.temperature,
             max_answer_tokens=gate.max_answer_tokens,
             seed=self.plan.improver.train.seed,
         )
+        return exam, unsound
 
     def _firewall(self) -> Firewall:
         """Every task of every benchmark, also those this examination leaves out."""

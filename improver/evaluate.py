@@ -73,6 +73,24 @@ async def wait_for_candidate(
         await asyncio.sleep(poll_s)
 
 
+async def judgeable(tasks: Sequence[Task], pool: Judge) -> tuple[list[Task], list[str]]:
+    """Split off tasks whose own reference solution does not pass here: they say nothing.
+
+    Returns:
+        The tasks that can be judged, and the ids of the others.
+
+    Raises:
+        SandboxError: the sandbox failed.
+    """
+
+    async def sound(task: Task) -> bool:
+        return task.reference is None or (await pool.check(task.reference, task.spec)).verified
+
+    found = await asyncio.gather(*(sound(task) for task in tasks))
+    kept = [task for task, good in zip(tasks, found, strict=True) if good]
+    return kept, [task.id for task, good in zip(tasks, found, strict=True) if not good]
+
+
 async def examine(
     exam: Exam,
     models: dict[Arm, str],

@@ -90,7 +90,12 @@ def _evaluate(section: Json) -> list[str]:
     return [
         f"{section['champion']} and {section['candidate']}: {section['answers']} answers to "
         f"{section['target_asked']} of {section['target_tasks']} target and "
-        f"{section['guard_tasks']} guard tasks"
+        f"{section['guard_tasks']} guard tasks",
+        *(
+            [f"left out, their own reference fails here: {', '.join(section['target_left_out'])}"]
+            if section["target_left_out"]
+            else []
+        ),
     ]
 
 
