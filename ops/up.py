@@ -79,7 +79,7 @@ def up(settings: Settings, console: Console) -> int:
         processes.require_port(settings.server.host, settings.server.port, "server", "--port")
         build = _build(settings)
         with _interruptible():
-            tier = _sandbox_tier(settings)
+            tier = sandbox_tier(settings)
             model = models.resolve(settings.engine.model, say=announcer.say)
         todo = _services(settings, model, build)
         state = _state(settings, model, build, tier)
@@ -128,7 +128,7 @@ def _build(settings: Settings) -> EngineBuild | None:
     return None
 
 
-def _sandbox_tier(settings: Settings) -> str:
+def sandbox_tier(settings: Settings) -> str:
     """Return the isolation that programs will run in.
 
     Raises:

@@ -1,0 +1,417 @@
+"""The command line: `journeyman COMMAND`.
+
+Starts what runs (`up`, `serve`, `improver`), hands what the other packages do to their own
+commands (`improve`, `import`, `eval`, `sandbox`), and reads and moves what the store and the
+registry hold. Other packages are started by command and never imported. Errors of `ops` become one
+line and exit status 1, bad usage and bad settings 2.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from ops import doctor, models, processes, reports, services, swaps
+from ops import settings as settings_
+from ops.errors import OpsError, SettingsError
+from ops.records import Alias
+from ops.registry import Registry
+from ops.settings import Settings
+from ops.store import Store
+
+app = typer.Typer(
+    name="journeyman",
+    help="A self-hosted code model that learns on the job.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+adapters = typer.Typer(help="Adapter versions: look at them, put them into service, refuse them.")
+interactions = typer.Typer(help="Requests and their answers.")
+feedback = typer.Typer(help="What people and programs said of the answers.")
+cycles = typer.Typer(help="Improvement cycles.")
+model_commands = typer.Typer(help="Models on this disk.")
+config_commands = typer.Typer(help="Settings.")
+for name, group in {
+    "adapters": adapters,
+    "interactions": interactions,
+    "feedback": feedback,
+    "cycles": cycles,
+    "models": model_commands,
+    "config": config_commands,
+}.items():
+    group.info.no_args_is_help = True
+    app.add_typer(group, name=name)
+
+ConfigFile = Annotated[Path | None, typer.Option("--config", help="settings file (TOML)")]
+DataDir = Annotated[
+    Path | None, typer.Option("--data-dir", help="where database, adapters and logs lie")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="print JSON instead of a table")]
+Limit = Annotated[int, typer.Option(min=1, help="the most lines")]
+Reason = Annotated[str, typer.Option(help="why; it is kept with the decision")]
+Wait = Annotated[float, typer.Option("--wait", min=0, help="seconds to wait for the swap's proof")]
+AdapterName = Annotated[str, typer.Argument(help="code@v12, v12 or 12")]
+
+PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
+"""For commands whose options are another program's."""
+
+SWAP_WAIT_S = 120.0
+
+
+def main() -> int:
+    """Run the command line and return the exit status."""
+    try:
+        app(prog_name="journeyman")
+    except SettingsError as error:
+        print(f"journeyman: {error}", file=sys.stderr)
+        return 2
+    except OpsError as error:
+        print(f"journeyman: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("journeyman: interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+# --- what runs ------------------------------------------------------------------------------
+
+
+@app.command()
+def up(
+    model: Annotated[
+        str | None, typer.Option(help="starter, starter-small, a Hub id, or a directory")
+    ] = None,
+    port: Annotated[int | None, typer.Option(help="port of the server")] = None,
+    data_dir: DataDir = None,
+    host: Annotated[str | None, typer.Option(help="address the server listens on")] = None,
+    engine_port: Annotated[int | None, typer.Option(help="loopback port of the engine")] = None,
+    engine_url: Annotated[
+        str | None, typer.Option(help="use this running vLLM instead of starting one")
+    ] = None,
+    config: ConfigFile = None,
+) -> None:
+    """Start engine, server and improver, and keep them running until Ctrl-C."""
+    from ops.up import up as run
+
+    engine = {"model": model, "port": engine_port, "url": engine_url}
+    server = {"port": port, "host": host}
+    settings = _settings(config, data_dir, engine=engine, server=server)
+    raise typer.Exit(run(settings, Console(stderr=True)))
+
+
+@app.command()
+def serve(data_dir: DataDir = None, config: ConfigFile = None) -> None:
+    """Run the server alone, against the engine of the settings."""
+    _become(_settings(config, data_dir), services.SERVER, [])
+
+
+@app.command()
+def improver(data_dir: DataDir = None, config: ConfigFile = None) -> None:
+    """Run the improver alone: cycles on their schedule and on request."""
+    _become(_settings(config, data_dir), services.IMPROVER, [])
+
+
+@app.command()
+def status(data_dir: DataDir = None, config: ConfigFile = None, json: AsJson = False) -> None:
+    """Say what runs, and what answers."""
+    settings = _settings(config, data_dir)
+    state = processes.read_state(settings.data_dir)
+    with _registry(settings) as (store, registry):
+        report = reports.status(state, store, registry)
+    reports.show(report, as_json=json, text=reports.status_text)
+    if state is None:
+        raise typer.Exit(3)
+
+
+@app.command("doctor")
+def doctor_(data_dir: DataDir = None, config: ConfigFile = None, json: AsJson = False) -> None:
+    """Check what an installation needs: device, engine, sandbox, disk, database, ports."""
+    checks = doctor.examine(_settings(config, data_dir))
+    reports.show(checks, as_json=json, text=reports.checks_text)
+    if not all(check.good for check in checks):
+        raise typer.Exit(1)
+
+
+@app.command(context_settings=PASS_ON, add_help_option=False)
+def demo(context: typer.Context) -> None:
+    """Show the whole journey on real input, against a running system or a new one."""
+    from ops.demo import main as run
+
+    raise typer.Exit(run(context.args))
+
+
+# --- what other packages do -----------------------------------------------------------------
+
+
+@app.command(context_settings=PASS_ON, add_help_option=False)
+def improve(context: typer.Context, data_dir: DataDir = None, config: ConfigFile = None) -> None:
+    """Run one improvement cycle: --recipe ilf, --tasks FILE, --resume CYCLE."""
+    _become(_settings(config, data_dir), services.IMPROVER, ["improve", *context.args])
+
+
+@app.command("import", context_settings=PASS_ON, add_help_option=False)
+def import_(context: typer.Context, data_dir: DataDir = None, config: ConfigFile = None) -> None:
+    """Bring interactions of another model with their feedback into the store: FILE."""
+    _become(_settings(config, data_dir), services.IMPROVER, ["import", *context.args])
+
+
+@app.command("eval", context_settings=PASS_ON, add_help_option=False)
+def eval_(context: typer.Context, data_dir: DataDir = None, config: ConfigFile = None) -> None:
+    """Examine the served model on held-out tasks."""
+    _become(_settings(config, data_dir), services.IMPROVER, ["eval", *context.args])
+
+
+@app.command(context_settings=PASS_ON, add_help_option=False)
+def sandbox(context: typer.Context, data_dir: DataDir = None, config: ConfigFile = None) -> None:
+    """Check what isolation this machine offers (check), or run a program in it (run)."""
+    _become(_settings(config, data_dir), services.SANDBOX, context.args)
+
+
+# --- adapters -------------------------------------------------------------------------------
+
+
+@adapters.command("list")
+def adapters_list(
+    data_dir: DataDir = None, config: ConfigFile = None, json: AsJson = False
+) -> None:
+    """List all versions, newest first."""
+    with _store(_settings(config, data_dir)) as store:
+        rows = reports.adapter_rows(store)
+    reports.show(rows, as_json=json, text=reports.adapters_text)
+
+
+@adapters.command("show")
+def adapters_show(
+    name: AdapterName, data_dir: DataDir = None, config: ConfigFile = None, json: AsJson = False
+) -> None:
+    """Show a version: what it is made of, what happened to it, the proofs of its swaps."""
+    with _registry(_settings(config, data_dir)) as (store, registry):
+        report = reports.adapter_report(store, registry.find(name))
+    reports.show(report, as_json=json, text=reports.adapter_text)
+
+
+@adapters.command("promote")
+def adapters_promote(
+    name: AdapterName,
+    force: Annotated[
+        bool, typer.Option("--force", help="also when it was rejected or never examined")
+    ] = False,
+    reason: Reason = "promoted by hand",
+    wait: Wait = SWAP_WAIT_S,
+    data_dir: DataDir = None,
+    config: ConfigFile = None,
+    json: AsJson = False,
+) -> None:
+    """Make a version the champion: `code` answers with it once a server has proved it."""
+    with _registry(_settings(config, data_dir)) as (store, registry):
+        version = registry.find(name).version
+        mark = swaps.mark(store)
+        registry.promote(version, actor=_actor(), reason=reason, force=force)
+        _await_swap(store, mark, version, wait, json)
+
+
+@adapters.command("reject")
+def adapters_reject(
+    name: AdapterName,
+    reason: Reason = "rejected by hand",
+    data_dir: DataDir = None,
+    config: ConfigFile = None,
+) -> None:
+    """Mark a version as one that shall not go live."""
+    with _registry(_settings(config, data_dir)) as (_, registry):
+        adapter = registry.find(name)
+        registry.reject(adapter.version, actor=_actor(), reason=reason)
+    print(f"{adapter.name} is rejected")
+
+
+@adapters.command("rollback")
+@app.command()
+def rollback(
+    reason: Reason = "rolled back by hand",
+    wait: Wait = SWAP_WAIT_S,
+    data_dir: DataDir = None,
+    config: ConfigFile = None,
+    json: AsJson = False,
+) -> None:
+    """Put the previous champion back; the base model where there was none."""
+    with _registry(_settings(config, data_dir)) as (store, registry):
+        mark = swaps.mark(store)
+        back = registry.rollback(actor=_actor(), reason=reason)
+        _await_swap(store, mark, back.version if back else 0, wait, json)
+
+
+# --- the record -----------------------------------------------------------------------------
+
+
+@interactions.command("list")
+def interactions_list(
+    limit: Limit = 20,
+    verified: Annotated[
+        bool | None, typer.Option("--verified/--failed", help="only those (not) verified")
+    ] = None,
+    data_dir: DataDir = None,
+    config: ConfigFile = None,
+    json: AsJson = False,
+) -> None:
+    """List interactions, newest first."""
+    with _store(_settings(config, data_dir)) as store:
+        rows = store.interactions(limit=limit, verified=verified)
+    reports.show(rows, as_json=json, text=reports.interactions_text)
+
+
+@interactions.command("show")
+def interactions_show(
+    interaction_id: Annotated[str, typer.Argument(help="with or without its chatcmpl- prefix")],
+    data_dir: DataDir = None,
+    config: ConfigFile = None,
+    json: AsJson = False,
+) -> None:
+    """Show an interaction with its attempts, executions, feedback and pupils."""
+    with _store(_settings(config, data_dir)) as store:
+        report = reports.interaction_report(store, reports.bare_id(interaction_id))
+    reports.show(report, as_json=json, text=reports.interaction_text)
+
+
+@feedback.command("list")
+def feedback_list(
+    interaction: Annotated[str | None, typer.Option(help="only on this interaction")] = None,
+    metric: Annotated[str | None, typer.Option(help="only of this metric")] = None,
+    limit: Limit = 20,
+    data_dir: DataDir = None,
+    config: ConfigFile = None,
+    json: AsJson = False,
+) -> None:
+    """List feedback, that on the newest interactions first."""
+    with _store(_settings(config, data_dir)) as store:
+        rows = reports.feedback_rows(store, interaction=interaction, metric=metric, limit=limit)
+    reports.show(rows, as_json=json, text=reports.feedback_text)
+
+
+@cycles.command("list")
+def cycles_list(
+    limit: Limit = 20, data_dir: DataDir = None, config: ConfigFile = None, json: AsJson = False
+) -> None:
+    """List improvement cycles, newest first."""
+    with _store(_settings(config, data_dir)) as store:
+        rows = store.cycles(limit=limit)
+    reports.show(rows, as_json=json, text=reports.cycles_text)
+
+
+@cycles.command("show")
+def cycles_show(
+    cycle_id: str, data_dir: DataDir = None, config: ConfigFile = None, json: AsJson = False
+) -> None:
+    """Show a cycle: its report, its log, what became of its rows."""
+    with _store(_settings(config, data_dir)) as store:
+        report = reports.cycle_report(store, cycle_id)
+    reports.show(report, as_json=json, text=reports.cycle_text)
+
+
+# --- models and settings --------------------------------------------------------------------
+
+
+@model_commands.command("get")
+def models_get(
+    name: Annotated[str, typer.Argument(help="starter, starter-small, a Hub id, or a directory")],
+    json: AsJson = False,
+) -> None:
+    """Make a model ready on this disk, and say where it lies."""
+    model = models.resolve(name, say=lambda line: print(line, file=sys.stderr, flush=True))
+    reports.show(models.as_json(model), as_json=json, text=reports.pairs_text)
+
+
+@config_commands.command("show")
+def config_show(
+    origin: Annotated[bool, typer.Option("--origin", help="where each value comes from")] = False,
+    data_dir: DataDir = None,
+    config: ConfigFile = None,
+    json: AsJson = False,
+) -> None:
+    """Show all settings as they are in force."""
+    file = settings_.config_file(config, data_dir)
+    rows = reports.setting_rows(_settings(config, data_dir), file, {"data_dir": data_dir})
+    reports.show(
+        rows if origin else {row["name"]: row["value"] for row in rows},
+        as_json=json,
+        text=reports.settings_text if origin else reports.pairs_text,
+    )
+
+
+# --- plumbing -------------------------------------------------------------------------------
+
+
+def _settings(config: Path | None, data_dir: Path | None, **sections: dict[str, Any]) -> Settings:
+    """Read the settings; flags that were not given do not hide what other sources say."""
+    given = {
+        name: found
+        for name, section in sections.items()
+        if (found := {key: value for key, value in section.items() if value is not None})
+    }
+    settings = settings_.load(config, data_dir=data_dir and data_dir.resolve(), **given)
+    if config is not None:  # children read the same file
+        os.environ["JOURNEYMAN_CONFIG"] = str(config.resolve())
+    return settings
+
+
+@contextmanager
+def _store(settings: Settings) -> Iterator[Store]:
+    store = Store.open(settings.store_url)
+    try:
+        yield store
+    finally:
+        store.close()
+
+
+@contextmanager
+def _registry(settings: Settings) -> Iterator[tuple[Store, Registry]]:
+    with _store(settings) as store:
+        yield store, Registry(store, settings.adapters_dir)
+
+
+def _become(settings: Settings, command: Sequence[str], arguments: Sequence[str]) -> None:
+    """Go on as another package's command, in the same process: signals and status are its own."""
+    environment = {**os.environ, **services.environment(settings)}
+    sys.stdout.flush()
+    os.execvpe(command[0], [*command, *arguments], environment)
+
+
+def _actor() -> str:
+    return f"cli:{os.environ.get('USER') or os.getuid()}"
+
+
+def _await_swap(store: Store, mark: swaps.Mark, version: int, wait_s: float, json: bool) -> None:
+    """Tell what the living servers did about a move of the alias.
+
+    Raises:
+        RegistryError: a server refused it.
+    """
+    what = f"code@v{version}" if version else "the base model"
+    result = swaps.wait(store, mark, version, wait_s)
+    champion = store.aliases().get(Alias.CHAMPION, 0)
+    report = {"version": version, "champion": champion, **reports.swap_report(result)}
+    if json:
+        reports.show(report, as_json=True, text=reports.pairs_text)
+    elif not result.servers:
+        print(f"`code` means {what}. No server runs: the next one to start takes it up.")
+    else:
+        for receipt in result.receipts:
+            print(reports.receipt_line(receipt))
+        for server in result.silent:
+            print(
+                f"{server}: no proof after {wait_s:.0f} s; `journeyman adapters show` has it later"
+            )
+    result.raise_if_refused()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,150 @@
+"""`journeyman doctor`: what an installation needs, looked at one by one.
+
+Each check says what was found and, where that is not good enough, what to do. Nothing is changed
+but the database, which is created when it is missing.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from ops import models, processes, services, up
+from ops.errors import OpsError, ProcessError
+from ops.settings import Settings
+from ops.store import Store
+
+MIN_FREE_BYTES = 5 << 30
+MIN_MEMORY_BYTES = 6 << 30
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """One thing that was looked at."""
+
+    name: str
+    good: bool
+    found: str
+    remedy: str = ""
+
+
+def examine(settings: Settings) -> list[Check]:
+    """Look at everything, in the order in which `up` would stumble over it."""
+    running = processes.read_state(settings.data_dir)
+    return [
+        _python(),
+        _device(),
+        _engine(settings),
+        _preloads(settings),
+        _sandbox(settings),
+        _memory(),
+        _disk("data", settings.data_dir),
+        _disk("models", models.cache_dir()),
+        _database(settings),
+        *([] if running else _ports(settings)),
+    ]
+
+
+def _python() -> Check:
+    found = f"{platform.python_version()} in {sys.prefix}"
+    good = sys.version_info[:2] == (3, 11)
+    return Check(name="python", good=good, found=found, remedy="" if good else "use ops/run")
+
+
+def _device() -> Check:
+    gpus = services.gpus()
+    if gpus:
+        return Check(name="device", good=True, found="; ".join(gpus))
+    cores = len(os.sched_getaffinity(0))
+    fast = sorted(services.cpu_flags() & {"avx512_bf16", "amx_bf16", "avx512f", "avx2"})
+    return Check(name="device", good=True, found=f"CPU, {cores} cores, {' '.join(fast)}")
+
+
+def _engine(settings: Settings) -> Check:
+    if settings.engine.url is not None:
+        return Check(name="engine", good=True, found=f"runs at {settings.engine.url}")
+    try:
+        build = services.engine_build()
+    except ProcessError as error:
+        return Check(name="engine", good=False, found="none", remedy=str(error))
+    dtype = services.engine_dtype(settings.engine.dtype, build)
+    found = f"vLLM {build.version} for {build.device}, dtype {dtype}"
+    if build.device == "cpu" and services.gpus():
+        remedy = "there is a GPU: JOURNEYMAN_DEVICE=cuda ops/run setup"
+        return Check(name="engine", good=True, found=found, remedy=remedy)
+    if build.device == "cuda" and not services.gpus():
+        remedy = "nvidia-smi lists no GPU: mend the driver, or JOURNEYMAN_DEVICE=cpu ops/run setup"
+        return Check(name="engine", good=False, found=found, remedy=remedy)
+    return Check(name="engine", good=True, found=found)
+
+
+def _preloads(settings: Settings) -> Check:
+    names = [Path(library).name for library in services.preloads()]
+    missing = "" if any("tcmalloc" in name for name in names) else "tcmalloc"
+    remedy = "up to 40 % slower without tcmalloc; Debian: apt-get install libtcmalloc-minimal4"
+    return Check(
+        name="preload",
+        good=True,
+        found=", ".join(names) or "nothing",
+        remedy=remedy if missing and not services.gpus() else "",
+    )
+
+
+def _sandbox(settings: Settings) -> Check:
+    try:
+        return Check(name="sandbox", good=True, found=up.sandbox_tier(settings))
+    except ProcessError as error:
+        return Check(name="sandbox", good=False, found="no isolation", remedy=str(error))
+
+
+def _memory() -> Check:
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    good = total >= MIN_MEMORY_BYTES
+    remedy = "" if good else f"the starter model needs about {MIN_MEMORY_BYTES >> 30} GiB"
+    return Check(name="memory", good=good, found=f"{total / 2**30:.1f} GiB", remedy=remedy)
+
+
+def _disk(what: str, place: Path) -> Check:
+    existing = next(path for path in [place, *place.parents] if path.exists())
+    free = shutil.disk_usage(existing).free
+    good = free >= MIN_FREE_BYTES and os.access(existing, os.W_OK)
+    return Check(
+        name=f"{what} disk",
+        good=good,
+        found=f"{free / 2**30:.0f} GiB free for {place}",
+        remedy="" if good else f"at least {MIN_FREE_BYTES >> 30} GiB, writable, are needed",
+    )
+
+
+def _database(settings: Settings) -> Check:
+    try:
+        store = Store.open(settings.store_url)
+        try:
+            store.ping()
+            counts = store.count()
+        finally:
+            store.close()
+    except OpsError as error:
+        return Check(name="database", good=False, found="does not work", remedy=str(error))
+    kind = settings.store_url.partition(":")[0]
+    return Check(name="database", good=True, found=f"{kind}, {counts['interactions']} interactions")
+
+
+def _ports(settings: Settings) -> list[Check]:
+    wanted = [(settings.server.host, settings.server.port, "server", "--port")]
+    if settings.engine.url is None:
+        wanted.append(("127.0.0.1", settings.engine.port, "engine", "--engine-port"))
+    checks = []
+    for host, port, what, flag in wanted:
+        try:
+            processes.require_port(host, port, what, flag)
+        except ProcessError as error:
+            found = f"{port} is taken"
+            checks.append(Check(name=f"{what} port", good=False, found=found, remedy=str(error)))
+        else:
+            checks.append(Check(name=f"{what} port", good=True, found=f"{port} is free"))
+    return checks

@@ -1,0 +1,432 @@
+"""What the command line prints: rows out of the store, as tables for people or JSON for programs.
+
+Everything here reads and renders; nothing is changed. A report is made of plain values first, so
+that both forms show the same.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import tomllib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, is_dataclass
+from datetime import datetime, timedelta
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+from rich.console import Console
+from rich.table import Table
+
+from ops import swaps
+from ops.doctor import Check
+from ops.records import Adapter, Alias, Cycle, Feedback, Interaction, SwapReceipt, now
+from ops.registry import Registry
+from ops.settings import Settings
+from ops.store import Store
+
+Json = dict[str, Any]
+
+
+def show(value: Any, *, as_json: bool, text: Callable[[Any], None]) -> None:
+    """Print a report."""
+    if as_json:
+        print(json.dumps(plain(value), indent=1, ensure_ascii=False))  # noqa: T201
+    else:
+        text(value)
+
+
+def plain(value: Any) -> Any:
+    """Return a value as JSON knows it."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return plain(asdict(value))
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [plain(item) for item in value]
+    if isinstance(value, datetime):
+        return value.isoformat()
+    if isinstance(value, (StrEnum, Path)):
+        return str(value)
+    return value
+
+
+# --- status ---------------------------------------------------------------------------------
+
+
+def status(state: Json | None, store: Store, registry: Registry) -> Json:
+    """Return what runs (None: no `journeyman up`), what answers, and how much is recorded."""
+    champion = registry.at(Alias.CHAMPION)
+    return {
+        "up": state,
+        "alive": [
+            {"process": beat.process, "pid": beat.pid, "seen_s_ago": _seconds_ago(beat.at)}
+            for beat in store.heartbeats()
+            if now() - beat.at < timedelta(seconds=swaps.ALIVE_S)
+        ],
+        "champion": champion.name if champion else None,
+        "aliases": {str(alias): version for alias, version in store.aliases().items()},
+        "record": store.count(),
+    }
+
+
+def status_text(report: Json) -> None:
+    """Print a status."""
+    state = report["up"]
+    if state is None:
+        _print("no `journeyman up` runs on this data directory")
+    else:
+        ready = f"ready since {state['ready_at']}" if state["ready_at"] else "starting"
+        _print(f"{state['url']}  {ready}  (process {state['pid']})")
+        _print(f"model {state['model']['name']}, engine {state['engine']}")
+        _print(f"sandbox {state['sandbox']}")
+        _table(
+            ["service", "state", "process", "restarts", "log"],
+            (
+                [child["name"], child["state"], child["pid"], child["restarts"], child["log"]]
+                for child in state["services"]
+            ),
+        )
+    for beat in report["alive"]:
+        _print(f"alive: {beat['process']} ({beat['seen_s_ago']:.0f} s ago)")
+    _print(f"`code` means {report['champion'] or 'the base model'}")
+    _print(", ".join(f"{count} {what}" for what, count in report["record"].items()))
+
+
+# --- adapters -------------------------------------------------------------------------------
+
+
+def adapter_rows(store: Store) -> list[Json]:
+    """Return every adapter with the aliases that point at it."""
+    at: dict[int, list[str]] = {}
+    for alias, version in store.aliases().items():
+        at.setdefault(version, []).append(str(alias))
+    return [
+        {"name": adapter.name, "aliases": at.get(adapter.version, []), **asdict(adapter)}
+        for adapter in store.adapters()
+    ]
+
+
+def adapters_text(rows: Sequence[Json]) -> None:
+    """Print the adapters."""
+    if not rows:
+        _print("no adapter yet: `code` means the base model")
+        return
+    _table(
+        ["adapter", "state", "alias", "made", "recipe", "rank", "sha256", "cycle"],
+        (
+            [
+                row["name"],
+                row["state"],
+                ", ".join(row["aliases"]),
+                _time(row["created_at"]),
+                row["recipe"],
+                row["rank"],
+                row["sha256"][:12],
+                row["cycle_id"] or "",
+            ]
+            for row in rows
+        ),
+    )
+
+
+def adapter_report(store: Store, adapter: Adapter) -> Json:
+    """Return all that is known of an adapter."""
+    return {
+        "adapter": {"name": adapter.name, **asdict(adapter)},
+        "transitions": [asdict(change) for change in store.transitions(adapter.version)],
+        "swaps": [asdict(receipt) for receipt in store.receipts(version=adapter.version)],
+    }
+
+
+def adapter_text(report: Json) -> None:
+    """Print what is known of an adapter."""
+    pairs_text({key: value for key, value in report["adapter"].items() if value is not None})
+    _table(
+        ["at", "from", "to", "by", "reason"],
+        (
+            [
+                _time(row["at"]),
+                row["from_state"] or "",
+                row["to_state"],
+                row["actor"],
+                row["reason"],
+            ]
+            for row in report["transitions"]
+        ),
+    )
+    for receipt in report["swaps"]:
+        _print(receipt_line(SwapReceipt(**receipt)))
+
+
+def receipt_line(receipt: SwapReceipt) -> str:
+    """Return a swap receipt as one line."""
+    to = f"code@v{receipt.version}" if receipt.version else "the base model"
+    verb = "answers with" if receipt.accepted else "refused"
+    phases = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in receipt.phases_s.items())
+    shift = receipt.probe.get("engine_shift")
+    proof = f"; probe moved by {shift:.3f} nats a token" if isinstance(shift, float) else ""
+    return f"{receipt.server} {verb} {to}: {receipt.reason}{proof} ({phases or 'at once'})"
+
+
+def swap_report(result: swaps.Result) -> Json:
+    """Return what the servers did about a swap."""
+    return {
+        "servers": list(result.servers),
+        "silent": list(result.silent),
+        "receipts": [asdict(receipt) for receipt in result.receipts],
+    }
+
+
+# --- interactions and feedback --------------------------------------------------------------
+
+
+def bare_id(given: str) -> str:
+    """Return an interaction's id without the prefix that OpenAI's clients see."""
+    return given.removeprefix("chatcmpl-").removeprefix("cmpl-")
+
+
+def interactions_text(rows: Sequence[Interaction]) -> None:
+    """Print interactions."""
+    verdicts = {True: "yes", False: "no", None: ""}
+    _table(
+        ["id", "at", "source", "model", "verified", "asked"],
+        (
+            [
+                row.id,
+                _time(row.created_at),
+                row.source,
+                f"{row.adapter_name}@v{row.adapter_version}"
+                if row.adapter_version
+                else row.base_model,
+                verdicts[row.verified],
+                _short(_last_words(row)),
+            ]
+            for row in rows
+        ),
+    )
+
+
+def interaction_report(store: Store, interaction_id: str) -> Json:
+    """Return an interaction with all that belongs to it."""
+    return {
+        "interaction": asdict(store.interaction(interaction_id)),
+        "attempts": [asdict(attempt) for attempt in store.attempts(interaction_id)],
+        "executions": [asdict(run) for run in store.executions(interaction_id)],
+        "feedback": [asdict(row) for row in store.feedback(interaction_id)],
+        "taught": [adapter.name for adapter in store.adapters_taught_by(interaction_id)],
+    }
+
+
+def interaction_text(report: Json) -> None:
+    """Print an interaction."""
+    interaction = Interaction(**report["interaction"])
+    _print(f"{interaction.id}  {_time(interaction.created_at)}  {interaction.source}")
+    for message in interaction.messages:
+        _print(f"\n[{message.get('role', '?')}]\n{message.get('content') or ''}")
+    runs = {run["attempt_id"]: run for run in report["executions"]}
+    for attempt in report["attempts"]:
+        run = runs.get(attempt["id"])
+        verdict = f"{run['verdict']}, {run['passed']} of {run['total']}" if run else "not run"
+        _print(f"\n[attempt {attempt['attempt_index']}: {verdict}]\n{attempt['text']}")
+    if not report["attempts"]:
+        for choice in interaction.choices:
+            _print(f"\n[answer]\n{(choice.get('message') or {}).get('content') or ''}")
+    for row in report["feedback"]:
+        _print(f"\n[{row['metric']} by {row['source']}] {row['value']}")
+    if report["taught"]:
+        _print(f"\nlearned from by {', '.join(report['taught'])}")
+
+
+def feedback_rows(
+    store: Store, *, interaction: str | None, metric: str | None, limit: int
+) -> list[Feedback]:
+    """Return feedback, that on the newest interactions first."""
+    if interaction is not None:
+        wanted = store.interaction(bare_id(interaction))  # NotFound beats an empty list
+        rows = store.feedback(wanted.id)
+        return [row for row in rows if metric in (None, row.metric)][:limit]
+    found: list[Feedback] = []
+    before: str | None = None
+    while len(found) < limit and (page := store.interactions(limit=200, before=before)):
+        for one in page:
+            found += [row for row in store.feedback(one.id) if metric in (None, row.metric)]
+        before = page[-1].id
+    return found[:limit]
+
+
+def feedback_text(rows: Sequence[Feedback]) -> None:
+    """Print feedback."""
+    _table(
+        ["interaction", "at", "metric", "by", "value"],
+        (
+            [
+                row.interaction_id or row.episode_id,
+                _time(row.updated_at),
+                row.metric,
+                row.source,
+                _short(str(row.value)),
+            ]
+            for row in rows
+        ),
+    )
+
+
+# --- cycles ---------------------------------------------------------------------------------
+
+
+def cycles_text(rows: Sequence[Cycle]) -> None:
+    """Print cycles."""
+    _table(
+        ["id", "at", "recipe", "trigger", "state", "stage", "adapter"],
+        (
+            [
+                row.id,
+                _time(row.created_at),
+                row.recipe,
+                row.trigger,
+                row.state,
+                row.stage,
+                f"code@v{row.adapter_version}" if row.adapter_version else "",
+            ]
+            for row in rows
+        ),
+    )
+
+
+def cycle_report(store: Store, cycle_id: str) -> Json:
+    """Return a cycle with its log and the fate of its rows."""
+    rows = store.dataset(cycle_id)
+    dropped: dict[str, int] = {}
+    for row in rows:
+        if not row.kept:
+            dropped[row.reason or "no reason"] = dropped.get(row.reason or "no reason", 0) + 1
+    return {
+        "cycle": asdict(store.cycle(cycle_id)),
+        "rows_kept": sum(row.kept for row in rows),
+        "rows_dropped": dropped,
+        "events": [asdict(event) for event in store.events(cycle_id)],
+    }
+
+
+def cycle_text(report: Json) -> None:
+    """Print a cycle."""
+    cycle = report["cycle"]
+    pairs_text(
+        {
+            key: value
+            for key, value in cycle.items()
+            if value is not None and key not in ("report", "settings")
+        }
+    )
+    _print(f"rows kept: {report['rows_kept']}")
+    for reason, count in sorted(report["rows_dropped"].items(), key=lambda item: -item[1]):
+        _print(f"rows dropped: {count} {reason}")
+    for event in report["events"]:
+        _print(f"{_time(event['created_at'])} {event['level']:<7} {event['message']}")
+    if cycle["report"]:
+        _print(json.dumps(plain(cycle["report"]), indent=1, ensure_ascii=False))
+
+
+# --- settings and checks --------------------------------------------------------------------
+
+
+def setting_rows(settings: Settings, file: Path, flags: Mapping[str, Any]) -> list[Json]:
+    """Return each setting with its value in force and where that comes from."""
+    in_file = set(_leaves(tomllib.loads(file.read_text()))) if file.is_file() else set()
+    in_environment = {name.upper() for name in os.environ}
+    rows = []
+    for name, value in _leaves(_tree(settings)).items():
+        variable = f"JOURNEYMAN_{name.replace('.', '__').upper()}"
+        if flags.get(name) is not None:
+            origin = "flag"
+        elif variable in in_environment:
+            origin = f"environment ({variable})"
+        else:
+            origin = str(file) if name in in_file else "default"
+        rows.append({"name": name, "value": _without_password(plain(value)), "origin": origin})
+    return rows
+
+
+def settings_text(rows: Sequence[Json]) -> None:
+    """Print settings with their origin."""
+    _table(["setting", "value", "from"], ([r["name"], r["value"], r["origin"]] for r in rows))
+
+
+def checks_text(checks: Sequence[Check]) -> None:
+    """Print checks."""
+    for check in checks:
+        _print(f"{'ok ' if check.good else 'BAD'}  {check.name:<10} {check.found}")
+        if check.remedy:
+            _print(f"                → {check.remedy}")
+
+
+def pairs_text(pairs: Mapping[str, Any]) -> None:
+    """Print names and values."""
+    width = max((len(name) for name in pairs), default=0)
+    for name, value in pairs.items():
+        shown = json.dumps(value) if isinstance(value, (dict, list)) else value
+        _print(f"{name:<{width}}  {shown}")
+
+
+def _tree(section: BaseModel) -> Json:
+    return {
+        name: _tree(value) if isinstance(value, BaseModel) else value
+        for name in type(section).model_fields
+        for value in [getattr(section, name)]
+    }
+
+
+def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Json:
+    leaves: Json = {}
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            leaves |= _leaves(value, f"{prefix}{name}.")
+        else:
+            leaves[f"{prefix}{name}"] = value
+    return leaves
+
+
+def _without_password(value: Any) -> Any:
+    return re.sub(r"(://[^:/@]*):[^@/]*@", r"\1:***@", value) if isinstance(value, str) else value
+
+
+# --- plumbing -------------------------------------------------------------------------------
+
+
+def _print(line: str) -> None:
+    Console(soft_wrap=True).print(line, markup=False, highlight=False)
+
+
+def _table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    table = Table(box=None, pad_edge=False)
+    for column in columns:
+        # Where width is short, the long words fold; names and ids stay whole, to be copied.
+        fold = column in ("asked", "value", "reason", "log", "from")
+        table.add_column(column, no_wrap=not fold, overflow="fold")
+    for row in rows:
+        table.add_row(*("" if cell is None else str(cell).replace("[", r"\[") for cell in row))
+    console = Console()
+    # Piped into another program: one line a row, whatever its length.
+    console.print(table, highlight=False, width=None if console.is_terminal else 400)
+
+
+def _time(at: datetime) -> str:
+    return at.astimezone().strftime("%Y-%m-%d %H:%M:%S")
+
+
+def _seconds_ago(at: datetime) -> float:
+    return round((now() - at).total_seconds(), 1)
+
+
+def _short(text: str, length: int = 72) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= length else f"{line[: length - 1]}…"
+
+
+def _last_words(interaction: Interaction) -> str:
+    content = interaction.messages[-1].get("content") if interaction.messages else ""
+    return content if isinstance(content, str) else json.dumps(content)
