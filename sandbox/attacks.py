@@ -62,7 +62,7 @@ def attempt(what, action):
 
 def _assault(name: str, title: str, body: str, *expected: str, twice: bool = False) -> Attack:
     lines = "\n".join("    " + line for line in body.strip("\n").split("\n"))
-    code = f"{_PRELUDE}\ndef f(facts):\n{lines}\n    return reached\n"
+    code = f"{_PRELUDE}\ndef f(facts):\n    global reached\n{lines}\n    return reached\n"
     return Attack(name, title, code, expected or ("OK",), twice=twice)
 
 
@@ -381,9 +381,11 @@ SECRETS = (
         "places = {tempfile.gettempdir(), os.getcwd(), '/tmp', '/var/tmp', '/dev/shm', '/run',\n"
         "          os.path.dirname(os.getcwd()), os.environ['HOME']}\n"
         "for place in places:\n"
+        "    for name in ('left-behind', 'deep'):\n"
+        "        if os.path.lexists(place + '/' + name):\n"
+        "            reached.append('found ' + place + '/' + name)\n"
+        "for place in places:\n"
         "    path = place + '/left-behind'\n"
-        "    if os.path.lexists(path):\n"
-        "        reached.append('found ' + path)\n"
         "    try:\n"
         "        open(path, 'w').write('x')\n"
         "        os.makedirs(place + '/deep/' + '/'.join('d' * 20))\n"
