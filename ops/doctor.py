@@ -6,14 +6,16 @@ but the database, which is created when it is missing.
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import shutil
+import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from ops import models, processes, services, up
+from ops import models, processes, services
 from ops.errors import OpsError, ProcessError
 from ops.settings import Settings
 from ops.store import Store
@@ -39,8 +41,8 @@ def examine(settings: Settings) -> list[Check]:
         _python(),
         _device(),
         _engine(settings),
-        _preloads(settings),
-        _sandbox(settings),
+        _preloads(),
+        _sandbox(),
         _memory(),
         _disk("data", settings.data_dir),
         _disk("models", models.cache_dir()),
@@ -82,7 +84,7 @@ def _engine(settings: Settings) -> Check:
     return Check(name="engine", good=True, found=found)
 
 
-def _preloads(settings: Settings) -> Check:
+def _preloads() -> Check:
     names = [Path(library).name for library in services.preloads()]
     missing = "" if any("tcmalloc" in name for name in names) else "tcmalloc"
     remedy = "up to 40 % slower without tcmalloc; Debian: apt-get install libtcmalloc-minimal4"
@@ -94,11 +96,21 @@ def _preloads(settings: Settings) -> Check:
     )
 
 
-def _sandbox(settings: Settings) -> Check:
+def _sandbox() -> Check:
+    command = [*services.SANDBOX, "check", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    remedy = "`journeyman sandbox check` shows what is missing"
     try:
-        return Check(name="sandbox", good=True, found=up.sandbox_tier(settings))
-    except ProcessError as error:
-        return Check(name="sandbox", good=False, found="no isolation", remedy=str(error))
+        report = json.loads(done.stdout)
+        wrong = [f"{row['name']} {row['title']}" for row in report["rows"] if not row["right"]]
+        found = f"tier {report['tier']}, {len(report['rows'])} attacks and uses tried"
+    except (ValueError, KeyError, TypeError):
+        words = done.stderr.strip().splitlines()
+        found = words[-1] if words else "no isolation"
+        return Check(name="sandbox", good=False, found=found, remedy=remedy)
+    if wrong:
+        found = f"tier {report['tier']}, wrong: {', '.join(wrong)}"
+    return Check(name="sandbox", good=not wrong, found=found, remedy=remedy if wrong else "")
 
 
 def _memory() -> Check:

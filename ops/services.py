@@ -132,8 +132,8 @@ def server(settings: Settings, model: Model) -> Service:
         ready_url=f"{settings.server_url}/ready",
         health_url=f"{settings.server_url}/health",
         start_timeout_s=120.0,
-        # Running requests are finished first.
-        stop_timeout_s=30.0,
+        # It finishes running requests first; a second Ctrl-C does not wait for them.
+        stop_timeout_s=settings.server.drain_timeout_s + 5.0,
     )
 
 

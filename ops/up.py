@@ -7,8 +7,6 @@ build, a sandbox that isolates), makes the model ready, starts engine, server an
 
 from __future__ import annotations
 
-import importlib.util
-import json
 import os
 import signal
 import subprocess
@@ -79,10 +77,10 @@ def up(settings: Settings, console: Console) -> int:
         processes.require_port(settings.server.host, settings.server.port, "server", "--port")
         build = _build(settings)
         with _interruptible():
-            tier = sandbox_tier(settings)
+            _require_isolation(settings)
             model = models.resolve(settings.engine.model, say=announcer.say)
         todo = _services(settings, model, build)
-        state = _state(settings, model, build, tier)
+        state = _state(settings, model, build)
 
         def changed() -> None:
             state["services"] = processes.child_states(supervisor)
@@ -98,9 +96,10 @@ def up(settings: Settings, console: Console) -> int:
                 announcer.done()
                 if not supervisor.stopping:
                     state["ready_at"] = now().isoformat()
+                    state["sandbox"] = _isolation(settings)
                     changed()
                     announcer.say(f"ready after {time.monotonic() - began:.0f} s")
-                    words = _welcome(settings, model, build, tier)
+                    words = _welcome(settings, model, build, state["sandbox"])
                     console.print(words, markup=False, highlight=False, soft_wrap=True)
                 supervisor.run()
             finally:
@@ -128,28 +127,30 @@ def _build(settings: Settings) -> EngineBuild | None:
     return None
 
 
-def sandbox_tier(settings: Settings) -> str:
-    """Return the isolation that programs will run in.
+def _require_isolation(settings: Settings) -> None:
+    """Refuse early what the server would refuse after minutes of loading a model.
 
     Raises:
-        ProcessError: this machine cannot isolate them.
+        ProcessError: this machine cannot isolate the programs a model writes.
     """
-    if importlib.util.find_spec("sandbox.__main__") is None:
-        return "unknown"
-    command = [*services.SANDBOX, "check", "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    try:
-        found = json.loads(done.stdout)
-        tier = str(found.get("tier", "unknown"))
-    except (ValueError, AttributeError):
-        found, tier = {}, "unknown"
-    if done.returncode != 0 and not settings.sandbox.allow_unsafe:
-        reason = found.get("reason") or found.get("error") or done.stderr.strip()[-500:]
+    if settings.sandbox.allow_unsafe:
+        return
+    command = [*services.SANDBOX, "run", "-"]
+    done = subprocess.run(command, input="pass", capture_output=True, text=True, check=False)
+    if done.returncode != 0:
         raise ProcessError(
             "this machine cannot isolate the programs a model writes, so nothing is started: "
-            f"{reason or 'no reason was given'}. `journeyman sandbox check` says what is missing"
+            f"{done.stderr.strip()[-1000:]}\n`journeyman sandbox check` shows what is missing"
         )
-    return tier
+
+
+def _isolation(settings: Settings) -> str:
+    """Return the tier that the running server runs programs in."""
+    try:
+        ready = httpx.get(f"{settings.server_url}/ready", timeout=10).json()
+        return str(ready["sandbox"])
+    except (httpx.HTTPError, ValueError, KeyError, TypeError):
+        return "unknown"
 
 
 def _services(settings: Settings, model: Model, build: EngineBuild | None) -> list[Service]:
@@ -157,9 +158,7 @@ def _services(settings: Settings, model: Model, build: EngineBuild | None) -> li
     return [*engine, services.server(settings, model), services.improver(settings, model)]
 
 
-def _state(
-    settings: Settings, model: Model, build: EngineBuild | None, tier: str
-) -> dict[str, Any]:
+def _state(settings: Settings, model: Model, build: EngineBuild | None) -> dict[str, Any]:
     return {
         "pid": os.getpid(),
         "started_at": now().isoformat(),
@@ -168,7 +167,7 @@ def _state(
         "engine_url": settings.engine_url,
         "engine": f"vLLM {build.version} on {build.device}" if build else "not ours",
         "model": models.as_json(model),
-        "sandbox": tier,
+        "sandbox": "unknown",
         "services": [],
     }
 
