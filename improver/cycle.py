@@ -26,6 +26,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Protocol
 
 from pydantic import BaseModel, ConfigDict
 
@@ -99,6 +100,21 @@ class Plan(BaseModel):
         )
 
 
+class Train(Protocol):
+    """What is needed of `trainer.run_training`."""
+
+    async def __call__(
+        self,
+        directory: Path,
+        job: TrainJob,
+        *,
+        nice: int,
+        environment: Mapping[str, str],
+        on_progress: Callable[[Json], None],
+    ) -> Json:
+        """Train from the rows in `directory`, leave `adapter/`, return the report."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Means:
     """What a cycle works with. `resolve` finds the base model's files."""
@@ -110,6 +126,7 @@ class Means:
     resolve: Callable[[str], Model]
     environment: Mapping[str, str]
     show: Show
+    train: Train = trainer.run_training
 
 
 def start(store: Store, plan: Plan, cycles_dir: Path, *, trigger: str, state: CycleState) -> Cycle:
@@ -238,7 +255,7 @@ class CycleRun:
             shutil.copyfile(made / name, directory / name)
         model = await asyncio.to_thread(self.means.resolve, self.plan.engine_model)
         job = self._job(model)
-        trained = await trainer.run_training(
+        trained = await self.means.train(
             directory,
             job,
             nice=self.plan.improver.nice,

@@ -171,7 +171,8 @@ async def _attempt(
             task.spec,
             temperature=exam.temperature,
             max_tokens=exam.max_answer_tokens,
-            seed=exam.seed,
+            # Greedy answers need none, and vLLM's CPU build can die of one (see `recipes.ilf`).
+            seed=exam.seed if exam.temperature > 0 else None,
             model=model,
         )
     except PolicyUnavailable:

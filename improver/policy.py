@@ -28,6 +28,7 @@ WORTH_RETRYING = frozenset((408, 425, 429, 500, 502, 503, 504))
 ALIAS = "code"
 """The name that means whatever is champion."""
 LONGEST_PAUSE_S = 15.0
+TELL_S = 10.0
 SAMPLES_PER_REQUEST = 8
 """More are asked in several requests, so that one slow request does not hold many back."""
 
@@ -84,6 +85,7 @@ class Policy:
             limits=httpx.Limits(max_connections=concurrency + 2),
             transport=transport,
         )
+        self._told = -TELL_S
         self.requests = 0
         self.retries = 0
         self.tokens = 0
@@ -230,10 +232,7 @@ class Policy:
             if time.monotonic() + wait > give_up:
                 raise PolicyUnavailable(f"{self.url} did not answer: {problem}")
             self.retries += 1
-            logger.info(
-                "the server does not answer, trying again",
-                extra={"action": "policy_retry", "problem": problem, "wait_s": round(wait, 2)},
-            )
+            self._tell(problem)
             await asyncio.sleep(wait * random.uniform(0.75, 1.25))
             pause = min(pause * 2, LONGEST_PAUSE_S)
 
@@ -246,6 +245,16 @@ def _mean(logprobs: tuple[Json, ...]) -> float | None:
     if not logprobs:
         return None
     return sum(float(token["logprob"]) for token in logprobs) / len(logprobs)
+
+    def _tell(self, problem: str) -> None:
+        """Log a retry; with many requests in flight not each of them."""
+        if time.monotonic() - self._told >= TELL_S:
+            self._told = time.monotonic()
+            logger.warning(
+                "the server does not answer, trying again: %s",
+                problem,
+                extra={"action": "policy_retry", "retries": self.retries},
+            )
 
 
 def _json(response: httpx.Response) -> Any:

@@ -118,6 +118,8 @@ class Ilf:
         if not spec.has_checks:
             drop("nothing to check a refinement with")
             return result
+        # No seed: vLLM's CPU build dies of one when a prompt is prefilled in parts ("CPU Generator
+        # does not use offset"). The journal keeps what was sampled, so nothing is drawn twice.
         try:
             attempts = await attempt(
                 tools.policy,
@@ -127,7 +129,6 @@ class Ilf:
                 n=options.samples,
                 temperature=options.temperature,
                 max_tokens=options.max_answer_tokens,
-                seed=case_seed(tools.seed, case.interaction_id),
             )
         except PolicyUnavailable:
             raise
