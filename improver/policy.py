@@ -236,16 +236,6 @@ class Policy:
             await asyncio.sleep(wait * random.uniform(0.75, 1.25))
             pause = min(pause * 2, LONGEST_PAUSE_S)
 
-
-def _logprobs(choice: Json) -> tuple[Json, ...]:
-    return tuple((choice.get("logprobs") or {}).get("content") or ())
-
-
-def _mean(logprobs: tuple[Json, ...]) -> float | None:
-    if not logprobs:
-        return None
-    return sum(float(token["logprob"]) for token in logprobs) / len(logprobs)
-
     def _tell(self, problem: str) -> None:
         """Log a retry; with many requests in flight not each of them."""
         if time.monotonic() - self._told >= TELL_S:
@@ -255,6 +245,16 @@ def _mean(logprobs: tuple[Json, ...]) -> float | None:
                 problem,
                 extra={"action": "policy_retry", "retries": self.retries},
             )
+
+
+def _logprobs(choice: Json) -> tuple[Json, ...]:
+    return tuple((choice.get("logprobs") or {}).get("content") or ())
+
+
+def _mean(logprobs: tuple[Json, ...]) -> float | None:
+    if not logprobs:
+        return None
+    return sum(float(token["logprob"]) for token in logprobs) / len(logprobs)
 
 
 def _json(response: httpx.Response) -> Any:
