@@ -20,10 +20,12 @@ from __future__ import annotations
 import ast
 import builtins
 import contextlib
+import importlib
 import io
 import json
 import os
 import struct
+import symtable
 import sys
 import types
 from typing import Any, NoReturn
@@ -319,7 +321,7 @@ def _entry(
 
 def _answer_name(name: str, namespace: dict[str, Any]) -> None:
     """Tell a test's sandbox what a name of the program stands for."""
-    if name not in namespace:
+    if name not in namespace or type(namespace[name]) is types.ModuleType:
         send({"name": "missing"})
     elif callable(namespace[name]):
         send({"name": "callable"})
@@ -350,7 +352,7 @@ def _test(job: dict[str, Any], namespace: dict[str, Any]) -> None:
     try:
         tree = ast.parse(code)
         compiled = compile(tree, "<test>", "exec", dont_inherit=True)
-        for name in sorted(_free_names(tree)):
+        for name in sorted(_wanted(code, job["entry"])):
             _bind(name, namespace)
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         send({"bad_test": _describe_error(error)})
@@ -369,22 +371,21 @@ def _test(job: dict[str, Any], namespace: dict[str, Any]) -> None:
     send({"done": True})
 
 
-def _free_names(tree: ast.Module) -> set[str]:
-    """Names that the test uses and does not define anywhere."""
-    loaded: set[str] = set()
-    bound: set[str] = set(dir(builtins))
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Name):
-            (loaded if isinstance(node.ctx, ast.Load) else bound).add(node.id)
-        elif isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
-            bound.add(node.name)
-        elif isinstance(node, ast.arg):
-            bound.add(node.arg)
-        elif isinstance(node, (ast.Import, ast.ImportFrom)):
-            bound.update((alias.asname or alias.name).split(".")[0] for alias in node.names)
-        elif isinstance(node, ast.ExceptHandler) and node.name:
-            bound.add(node.name)
-    return loaded - bound
+def _wanted(code: str, entry: str | None) -> set[str]:
+    """Names that a test takes from the program: used as globals, not defined by the test.
+
+    The entry point is always one of them, also where it is called like a built-in (`sum`).
+    """
+    table = symtable.symtable(code, "<test>", "exec")
+    own = {s.get_name() for s in table.get_symbols() if s.is_assigned() or s.is_imported()}
+    used: set[str] = {s.get_name() for s in table.get_symbols() if s.is_referenced()}
+    scopes = list(table.get_children())
+    while scopes:
+        scope = scopes.pop()
+        used |= {s.get_name() for s in scope.get_symbols() if s.is_global()}
+        scopes += scope.get_children()
+    used -= set(dir(builtins))
+    return (used | ({entry} if entry else set())) - own
 
 
 def _defines(tree: ast.Module, name: str) -> bool:
@@ -410,6 +411,13 @@ def _bind(name: str, namespace: dict[str, Any], alias: str | None = None) -> Non
         namespace[alias or name] = _proxy(name)
     elif answer["name"] == "value":
         namespace[alias or name] = values.revive(values.decode(answer["value"]))
+    elif _ALIASES.get(name, name) in (*sys.stdlib_module_names, *_ALIASES.values()):
+        # Tests written for the program's own namespace lean on its imports. The module is this
+        # process's own, whatever the program did to its copy.
+        namespace[alias or name] = importlib.import_module(_ALIASES.get(name, name))
+
+
+_ALIASES = {"np": "numpy", "pd": "pandas"}
 
 
 def _proxy(name: str) -> Any:

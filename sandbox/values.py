@@ -6,12 +6,14 @@ people write it by hand: ordinary JSON, and objects with a single `$`-key for wh
     {"$tuple": […]} {"$set": […]} {"$frozenset": […]} {"$dict": [[key, value], …]}
     {"$int": "0x…"} {"$float": "nan"} {"$complex": [re, im]} {"$bytes": base64}
     {"$datetime": iso} {"$date": iso} {"$timedelta": [days, seconds, microseconds]}
-    {"$decimal": "1.5"} {"$fraction": [1, 3]} {"$na": "NaT"}
+    {"$decimal": "1.5"} {"$fraction": [1, 3]} {"$na": "NaT"} {"$type": "int"}
+    {"$deque": […]} {"$range": [start, stop, step]}
     {"$scalar": [dtype, value]} {"$array": {"dtype", "shape", "data"}}
     {"$series": {"name", "dtype", "index", "data"}}
     {"$dataframe": {"columns", "index", "data", "dtypes"}}     # `split` orientation
     {"$opaque": type name}                                     # equals nothing, itself included
 
+Counters, default and ordered dicts cross as dicts (they equal one in Python, too).
 `encode` looks at exact types only (`type(x) is int`): a subclass with a lying `__eq__` or
 `__iter__` is opaque and none of its methods is called. Whatever exceeds the budget is opaque as
 a whole, never cut, so that a wrong tail cannot hide behind a cut. `decode` accepts arbitrary JSON
@@ -22,6 +24,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import collections
 import datetime
 import decimal
 import fractions
@@ -128,6 +131,12 @@ class Frame:
     data: tuple[tuple[Any, ...], ...] = field(repr=False)
 
 
+PLAIN_TYPES: dict[str, type] = {
+    kind.__name__: kind
+    for kind in (bool, int, float, complex, str, bytes, list, tuple, dict, set, frozenset)
+}
+
+
 class _Cut(Exception):
     """The budget is used up: the whole value becomes opaque."""
 
@@ -179,6 +188,18 @@ class _Encoder:
         if all(type(key) is str and key[:1] != "$" for key, _ in items):
             return {self._text(k): self.encode(v, depth + 1) for k, v in items}
         return {"$dict": [[self.encode(k, depth + 1), self.encode(v, depth + 1)] for k, v in items]}
+
+    def _mapping(self, value: Any, depth: int) -> Any:
+        return self._dict(dict(dict.items(value)), depth)
+
+    def _sequence(self, value: Any, depth: int) -> Any:
+        if type(value) is range:
+            return {"$range": [self._int(part) for part in (value.start, value.stop, value.step)]}
+        return {"$deque": [self.encode(item, depth + 1) for item in value]}
+
+    def _type(self, value: type, depth: int) -> Any:
+        name = class_name(value)
+        return {"$type": name} if PLAIN_TYPES.get(name) is value else {"$opaque": "type"}
 
     def _bytes(self, value: bytes, depth: int) -> Any:
         if len(value) > self.max_text:
@@ -319,6 +340,12 @@ _SIMPLE: dict[type, Any] = {
     tuple: _Encoder._tuple,
     set: _Encoder._set,
     frozenset: _Encoder._set,
+    type: _Encoder._type,
+    range: _Encoder._sequence,
+    collections.deque: _Encoder._sequence,
+    collections.Counter: _Encoder._mapping,
+    collections.defaultdict: _Encoder._mapping,
+    collections.OrderedDict: _Encoder._mapping,
     **dict.fromkeys(
         (
             complex,
@@ -485,7 +512,7 @@ def is_opaque(value: Any) -> bool:
     """Whether a decoded value is opaque or holds something opaque at any depth."""
     if isinstance(value, Opaque):
         return True
-    if isinstance(value, (list, tuple, set, frozenset)):
+    if isinstance(value, (list, tuple, set, frozenset, collections.deque)):
         return any(map(is_opaque, value))
     if isinstance(value, dict):
         return any(map(is_opaque, value)) or any(map(is_opaque, value.values()))
@@ -618,6 +645,19 @@ def _decode_fraction(body: Any, depth: int) -> fractions.Fraction:
     if type(top) is not int or type(bottom) is not int or bottom == 0:
         raise ValueError("$fraction wants two integers")
     return fractions.Fraction(top, bottom)
+
+
+def _decode_range(body: Any, depth: int) -> range:
+    parts = _list(body, depth)
+    if len(parts) != 3 or not all(type(part) is int for part in parts):
+        raise ValueError("$range wants three integers")
+    return range(*parts)
+
+
+def _decode_type(body: Any, depth: int) -> type:
+    if not isinstance(body, str) or body not in PLAIN_TYPES:
+        raise ValueError("$type wants the name of a built-in type")
+    return PLAIN_TYPES[body]
 
 
 def _decode_na(body: Any, depth: int) -> Missing:
@@ -767,6 +807,9 @@ _DECODERS: dict[str, Any] = {
     "$decimal": _decode_decimal,
     "$fraction": _decode_fraction,
     "$na": _decode_na,
+    "$type": _decode_type,
+    "$range": _decode_range,
+    "$deque": lambda body, depth: collections.deque(_list(body, depth)),
     "$scalar": _decode_scalar,
     "$array": _decode_array,
     "$series": _decode_series,
