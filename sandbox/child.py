@@ -53,8 +53,8 @@ def live(
     descriptors: list[int],
     limits: dict[str, int],
     place: isolation.Place,
-    ruleset: isolation.Ruleset,
-    filters: seccomp.Filter,
+    ruleset: isolation.Ruleset | None,
+    filters: seccomp.Filter | None,
 ) -> NoReturn:
     """Lock down, acknowledge, run one program, end. Called in a fresh fork of the zygote.
 
@@ -62,7 +62,8 @@ def live(
         descriptors: stdin, stdout, stderr, code and result, in this order.
         limits: The integer fields of `types.Limits`.
         place: Where this zygote keeps programs.
-        ruleset: Landlock rules, ready to be entered.
+        ruleset: Landlock rules, ready to be entered; None only without isolation or inside a
+            runtime whose kernel has none.
         filters: The system-call filter, without a pid.
     """
     try:
@@ -92,19 +93,17 @@ def live(
     _exit(0)
 
 
-def _arrange(descriptors: list[int], ruleset: isolation.Ruleset) -> isolation.Ruleset:
+def _arrange(descriptors: list[int], ruleset: isolation.Ruleset | None) -> isolation.Ruleset | None:
     """Put the five pipes at 0 to 4, keep the ruleset at 5, close everything else."""
+    wanted = [*descriptors, *([ruleset.descriptor] if ruleset is not None else [])]
     # Out of the way first: any of them may sit on a number that is a target.
-    high = [os.dup(descriptor) for descriptor in (*descriptors, ruleset.descriptor)]
-    floor = max(*high, 64) + 1
-    lifted = []
-    for offset, descriptor in enumerate(high):
+    floor = max(*wanted, 16) + 1
+    for offset, descriptor in enumerate(wanted):
         os.dup2(descriptor, floor + offset)
-        lifted.append(floor + offset)
-    for target, descriptor in enumerate(lifted):
-        os.dup2(descriptor, target)
-    os.closerange(6, 1 << 20)
-    return isolation.Ruleset(5, ruleset.abi)
+    for target in range(len(wanted)):
+        os.dup2(floor + target, target)
+    os.closerange(len(wanted), 1 << 20)
+    return isolation.Ruleset(5, ruleset.abi) if ruleset is not None else None
 
 
 # --- frames ------------------------------------------------------------------------------------

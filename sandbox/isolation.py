@@ -95,7 +95,7 @@ class Place:
     @property
     def caps_itself(self) -> bool:
         """Whether the scratch mount and the uid cap everything, so that nobody has to watch."""
-        return self.tier >= Tier.USER_NAMESPACE
+        return self.tier.has_namespaces
 
 
 def enter(tier: Tier) -> None:
@@ -112,7 +112,7 @@ def enter(tier: Tier) -> None:
         _write("/proc/self/gid_map", f"{_INSIDE_UID} {gid} 1")
     elif tier is Tier.NAMESPACES:
         _unshare(_NAMESPACES)
-    if tier >= Tier.USER_NAMESPACE:
+    if tier.has_namespaces:
         # Only hides names; kernels without cgroup namespaces lose nothing else.
         with contextlib.suppress(OSError):
             _unshare(_NEWCGROUP)
@@ -178,7 +178,7 @@ def open_place(libraries: Sequence[str], parent: str) -> Place:
 
 def renew_scratch(place: Place, scratch_bytes: int, scratch_files: int) -> None:
     """Give the next run an empty scratch directory; whatever the last one left is gone."""
-    if place.tier >= Tier.USER_NAMESPACE:
+    if place.tier.has_namespaces:
         while os.path.ismount(place.scratch):
             _umount(place.scratch)
         uid = _INSIDE_UID if place.uid is None else place.uid
@@ -330,12 +330,14 @@ def limit(limits: dict[str, int], *, count_threads: bool) -> None:
     resource.setrlimit(resource.RLIMIT_CPU, (limits["cpu_s"], limits["cpu_s"] + 1))
 
 
-def lock_down(place: Place, ruleset: Ruleset, filters: seccomp.Filter) -> None:
+def lock_down(place: Place, ruleset: Ruleset | None, filters: seccomp.Filter | None) -> None:
     """Give up every privilege, for good. Order matters: each step needs what the next drops.
 
     Raises:
         OSError: when any step is refused; the child must then exit without reading a program.
     """
+    if place.tier is Tier.NONE:
+        return
     if place.uid is not None:
         os.setgroups(())
         os.setresgid(place.uid, place.uid, place.uid)
@@ -347,8 +349,11 @@ def lock_down(place: Place, ruleset: Ruleset, filters: seccomp.Filter) -> None:
     _capset_nothing()
     _prctl(_PR_SET_NO_NEW_PRIVS, 1)
     _prctl(_PR_SET_DUMPABLE, 0)
-    _syscall("landlock_restrict_self", ruleset.descriptor, 0)
-    os.close(ruleset.descriptor)
+    if ruleset is not None:
+        _syscall("landlock_restrict_self", ruleset.descriptor, 0)
+        os.close(ruleset.descriptor)
+    if filters is None:
+        return
     program = filters.patched(os.getpid())
     buffer = ctypes.create_string_buffer(program, len(program))
     header = struct.pack("=HxxxxxxQ", len(program) // 8, ctypes.addressof(buffer))

@@ -2,7 +2,8 @@
 
 A tier is believed only after these ran in it, on this machine, now: never for a version number.
 Each probe defines `probe(facts)` and returns `"held"`, or says what it could do. `facts` names
-things of the host that must be out of reach.
+things of the host that must be out of reach. Where a probe is not stopped, it still does no harm:
+it runs on machines whose walls are only being tried.
 """
 
 from __future__ import annotations
@@ -64,7 +65,12 @@ for pid in ('1', 'self', str(os.getppid()), str(facts['pid'])):
     ),
     _stopped(
         "write into the libraries",
-        "open(os.path.join(os.path.dirname(os.__file__), 'planted.py'), 'w'); did = 'wrote'",
+        """
+path = os.path.join(os.path.dirname(os.__file__), 'planted.py')
+open(path, 'w').close()
+os.unlink(path)
+did = 'wrote'
+""",
     ),
     _stopped(
         "open sockets",
@@ -115,7 +121,7 @@ import resource
 did = None
 for pid in {1, os.getppid(), facts['pid']} - {0}:
     for attempt in (lambda: resource.prlimit(pid, resource.RLIMIT_NOFILE),
-                    lambda: os.sched_setaffinity(pid, {0})):
+                    lambda: os.sched_setaffinity(pid, os.sched_getaffinity(0))):
         try:
             attempt()
             did = f'changed {pid}'
@@ -173,8 +179,10 @@ if libc.setuid(0) == 0 and os.getuid() == 0:
     did = 'became root'
 if libc.prctl(39, 0, 0, 0, 0) == 0:
     did = 'no_new_privs is off'
-if libc.mount(b'none', b'/', b'tmpfs', 0, None) == 0:
-    did = 'mounted'
+# A file system of no known type: whoever may mount at all hears ENODEV.
+libc.mount(b'none', b'.', b'nosuchfs', 0, None)
+if ctypes.get_errno() != errno.EPERM:
+    did = f'may mount: errno {ctypes.get_errno()}'
 """,
     ),
 )

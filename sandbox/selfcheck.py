@@ -19,11 +19,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from sandbox.attacks import ATTACKS, TASK_INPUTS, Attack
-from sandbox.errors import SandboxError
+from sandbox.errors import SandboxError, SandboxUnavailable
 from sandbox.pool import Pool
 from sandbox.probes import PROBES
 from sandbox.spec import Example, Spec
-from sandbox.types import Limits, Run, Verdict
+from sandbox.types import Limits, Run, Tier, Verdict
 
 QUICK = Limits(wall_s=0.8, cpu_s=1)
 PATIENT = Limits(wall_s=10.0, cpu_s=10)
@@ -62,9 +62,11 @@ async def examine(pool: Pool, attacks: Sequence[Attack] = ATTACKS) -> list[Row]:
         One row each, in order.
 
     Raises:
-        SandboxError: when the sandbox itself failed in a way that a program must not be able to
-            bring about.
+        SandboxUnavailable: when the pool runs without isolation: these programs do real harm.
+        SandboxError: when the sandbox itself failed.
     """
+    if pool.tier is Tier.NONE:
+        raise SandboxUnavailable("hostile programs are never run without isolation")
     seen = await pool.self_test()
     rows = [
         Row(f"T{place:02}", probe.name, "works" if probe.works else "stopped", text, text == "held")

@@ -63,6 +63,11 @@ class Tier(IntEnum):
     """A stronger runtime with its own kernel, configured by the operator (gVisor's runsc)."""
 
     @property
+    def has_namespaces(self) -> bool:
+        """Whether the sandbox makes namespaces of its own in this tier."""
+        return self in (Tier.USER_NAMESPACE, Tier.NAMESPACES)
+
+    @property
     def label(self) -> str:
         """The word for people and for the API: `namespaces`, `process`, `none`."""
         return self.name.lower().replace("_", "-")

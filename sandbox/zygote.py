@@ -23,7 +23,7 @@ import select
 import signal
 import socket
 import sys
-import time
+import tempfile
 from dataclasses import replace
 from typing import Any
 
@@ -43,7 +43,7 @@ def main(control_fd: int) -> None:
     try:
         tier = Tier(config["tier"])
         isolation.enter(tier)
-        if tier >= Tier.USER_NAMESPACE and os.fork():
+        if tier.has_namespaces and os.fork():
             # What is left here only holds the door: it dies with the service, and the
             # namespace's pid 1 dies with it.
             control.close()
@@ -76,7 +76,7 @@ class Zygote:
         self.child_fd = -1
         self.limits: dict[str, int] = {}
         self.why: str | None = None
-        if tier >= Tier.USER_NAMESPACE:
+        if tier.has_namespaces:
             isolation.die_with_parent()
         os.umask(0o022)
         _warm(config["imports"])
@@ -85,14 +85,17 @@ class Zygote:
             raise RuntimeError(f"{threads} threads after the imports: forking would be unsafe")
         libraries = list(isolation.library_dirs(sys.path))
         sys.path[:] = [path for path in sys.path if path in libraries or path.endswith(".zip")]
-        uid = config["uid"] if os.getuid() == 0 and tier is not Tier.USER_NAMESPACE else None
-        if tier >= Tier.USER_NAMESPACE:
+        own_uid = tier in (Tier.PROCESS, Tier.NAMESPACES, Tier.RUNTIME) and os.getuid() == 0
+        uid = config["uid"] if own_uid else None
+        if tier.has_namespaces:
             place = isolation.build_root(libraries)
         else:
+            if not os.path.isdir(config["scratch"]):
+                # A runtime shows its own files, not the service's.
+                config["scratch"] = tempfile.mkdtemp()
             place = isolation.open_place(libraries, config["scratch"])
         self.place = replace(place, tier=tier, uid=uid)
-        self.ruleset = isolation.landlock(self.place)
-        self.filters = seccomp.build(landlock_abi=self.ruleset.abi)
+        self.ruleset, self.filters = _walls(self.place)
         os.environ.update(HOME=self.place.scratch, TMPDIR=self.place.scratch)
         signal.signal(signal.SIGINT, signal.default_int_handler)
         gc.collect()
@@ -143,10 +146,14 @@ class Zygote:
         self.child_fd = os.pidfd_open(pid)
 
     def _reap(self) -> None:
+        if self.place.tier is Tier.NONE:
+            # Without a filter a program can leave processes; those of its own session go with it.
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.child, signal.SIGKILL)
         _, status, used = os.wait4(self.child, 0)
         os.close(self.child_fd)
         self.child, self.child_fd = 0, -1
-        if self.place.tier >= Tier.USER_NAMESPACE:
+        if self.place.tier.has_namespaces:
             # Nothing can be left (fork is filtered); this is the second lock on that door.
             with contextlib.suppress(ProcessLookupError):
                 os.kill(-1, signal.SIGKILL)
@@ -174,6 +181,22 @@ class Zygote:
             os.kill(self.child, signal.SIGKILL)
 
 
+def _walls(place: isolation.Place) -> tuple[isolation.Ruleset | None, seccomp.Filter | None]:
+    """Landlock and seccomp for one place.
+
+    Inside an operator's runtime they are extra and may be missing; in tier 0 there are none.
+    """
+    if place.tier is Tier.NONE:
+        return None, None
+    try:
+        ruleset = isolation.landlock(place)
+    except OSError:
+        if place.tier is not Tier.RUNTIME:
+            raise
+        return None, seccomp.build(landlock_abi=0)
+    return ruleset, seccomp.build(landlock_abi=ruleset.abi)
+
+
 def _warm(imports: list[str]) -> None:
     """Load what programs use most, and run the paths that every child would run first."""
     for name in imports:
@@ -188,4 +211,3 @@ def _warm(imports: list[str]) -> None:
         frame.groupby("k")["v"].mean()
         frame.groupby("k").agg({"v": "sum", "w": "mean"}).reset_index().sort_values("v")
         frame[frame["v"] > 1].merge(frame, on="k").head()
-    time.sleep(0)
