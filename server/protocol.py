@@ -207,7 +207,10 @@ class FeedbackIn(BaseModel):
     )
     episode_id: str | None = Field(None, max_length=MAX_ID_CHARS)
     metric_name: str = Field(min_length=1, max_length=64, pattern=r"^[A-Za-z][A-Za-z0-9_.\-]*$")
-    value: bool | int | float | str
+    value: Any = Field(
+        json_schema_extra={"anyOf": [{"type": "boolean"}, {"type": "number"}, {"type": "string"}]},
+        description="its type is the metric's",
+    )
     choice_index: int = Field(0, ge=0, le=127)
     identifier: str = Field("", max_length=200, description="same target and identifier overwrites")
     source: Literal["HUMAN", "MODEL", "MACHINE"] = FeedbackSource.HUMAN.value

@@ -251,12 +251,13 @@ class FakeEngine:
                 self._stream(body, texts, head, chat), media_type="text/event-stream"
             )
         watch = asyncio.create_task(_gone(request))
+        delay_s = self.token_delay_s
         self.running += 1
         try:
             longest = max(len(tokens) for _, tokens in texts)
             for _ in range(longest):
-                if self.token_delay_s:
-                    await asyncio.sleep(self.token_delay_s)
+                if delay_s:
+                    await asyncio.sleep(delay_s)
                 if watch.done():
                     self.aborted += 1
                     return Response(status_code=499)
@@ -357,7 +358,7 @@ class FakeEngine:
         kind = "chat.completion.chunk" if chat else "text_completion"
         start = {"id": head["id"], "object": kind, "created": head["created"]}
         start["model"] = head["model"]
-        sent = 0
+        sent, delay_s = 0, self.token_delay_s
 
         def chunk(part: Json, made: int, **more: Any) -> bytes:
             whole = {**start, "choices": [part], **more}
@@ -378,8 +379,8 @@ class FakeEngine:
                     }
                     yield chunk(part, 0, prompt_token_ids=None, prompt_text=None)
             for step in range(max(len(tokens) for _, tokens in texts)):
-                if self.token_delay_s:
-                    await asyncio.sleep(self.token_delay_s)
+                if delay_s:
+                    await asyncio.sleep(delay_s)
                 for index, (_, tokens) in enumerate(texts):
                     if step >= len(tokens):
                         continue

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import socket
 import threading
@@ -17,6 +18,7 @@ import openai
 import pytest
 import uvicorn
 
+import sandbox
 from ops.registry import Registry
 from ops.settings import EngineSettings, ServerSettings, Settings
 from ops.store import Store
@@ -63,7 +65,48 @@ def engine() -> Iterator[FakeEngine]:
     fake.stop()
 
 
-Serve = Callable[..., AbstractAsyncContextManager[Running]]
+class SharedPool:
+    """The real sandbox pool, kept warm in a loop of its own for all tests of a session."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self._thread.start()
+        self._pool = sandbox.Pool(workers=2)
+        self._run(self._pool.__aenter__())
+
+    def _run(self, coroutine: Any) -> Any:
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(60)
+
+    @property
+    def tier(self) -> sandbox.Tier:
+        return self._pool.tier
+
+    def gauges(self) -> dict[str, float]:
+        return self._pool.gauges()
+
+    async def check(self, code: str, spec: sandbox.Spec) -> sandbox.Verification:
+        work = asyncio.run_coroutine_threadsafe(self._pool.check(code, spec), self._loop)
+        return await asyncio.wrap_future(work)
+
+    async def __aenter__(self) -> SharedPool:
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        return None
+
+    def close(self) -> None:
+        self._run(self._pool.__aexit__(None, None, None))
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+
+@pytest.fixture(scope="session")
+def pool() -> Iterator[SharedPool]:
+    shared = SharedPool()
+    yield shared
+    shared.close()
 
 
 @contextlib.contextmanager
@@ -120,7 +163,7 @@ def serving(
 
 
 @pytest.fixture
-def server(engine: FakeEngine, tmp_path: Path) -> Iterator[Running]:
+def server(engine: FakeEngine, pool: SharedPool, tmp_path: Path) -> Iterator[Running]:
     """A ready server."""
-    with serving(engine, tmp_path) as running:
+    with serving(engine, tmp_path, checker=pool) as running:
         yield running

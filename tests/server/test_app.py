@@ -1,0 +1,92 @@
+"""What is reachable, how errors look, and where the server refuses to listen."""
+
+from __future__ import annotations
+
+import pytest
+
+from ops.errors import SettingsError
+from server.app import require_safe
+from tests.fake_engine import DENIED
+from tests.server.conftest import Running
+
+ROUTES = {
+    ("POST", "/v1/chat/completions"),
+    ("POST", "/v1/completions"),
+    ("GET", "/v1/models"),
+    ("GET", "/v1/models/{model}"),
+    ("POST", "/v1/feedback"),
+    ("DELETE", "/v1/feedback/{feedback_id}"),
+    ("GET", "/v1/interactions"),
+    ("GET", "/v1/interactions/{interaction_id}"),
+    ("GET", "/v1/adapters"),
+    ("GET", "/v1/adapters/{version}"),
+    ("GET", "/health"),
+    ("GET", "/ready"),
+    ("GET", "/metrics"),
+}
+
+
+METHODS = ("GET", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "HEAD")
+OTHER_SPELLINGS = (
+    "/v1/load_lora_adapter",
+    "/v1/unload_lora_adapter",
+    "/v1/invocations",
+    "//invocations",
+    "/v1/../invocations",
+    "/%69nvocations",
+    "/adapters/x",
+)
+
+
+def test_the_engines_own_routes_cannot_be_reached(server: Running) -> None:
+    for path in (*DENIED, *OTHER_SPELLINGS):
+        for method in METHODS:
+            body = {"lora_name": "x", "lora_path": "/tmp", "model": "x"}
+            response = server.http.request(method, path, json=body)
+            assert response.status_code in (404, 405), (method, path)
+    assert server.engine.hits.total() == 0
+    assert server.engine.loads == []
+
+
+def test_the_allow_list_is_the_document(server: Running) -> None:
+    document = server.http.get("/openapi.json").json()
+    routes = {(method.upper(), path) for path, ms in document["paths"].items() for method in ms}
+    assert routes == ROUTES
+
+
+CASES = [
+    ("GET", "/nowhere", 404, "route_not_found"),
+    ("GET", "/v1/chat/completions", 405, "method_not_allowed"),
+    ("GET", "/v1/interactions?limit=0", 400, "invalid_value"),
+    ("GET", "/v1/interactions?limit=x", 400, "invalid_value"),
+    ("GET", "/v1/interactions?verified=perhaps", 400, "invalid_value"),
+    ("GET", "/v1/interactions/none", 404, "not_found"),
+    ("GET", "/v1/adapters/9", 404, "not_found"),
+    ("GET", "/v1/adapters/x", 404, "not_found"),
+    ("GET", "/v1/models/x", 404, "model_not_found"),
+    ("DELETE", "/v1/feedback/x", 404, "not_found"),
+]
+
+
+def test_every_error_has_openais_shape(server: Running) -> None:
+    for method, path, status, code in CASES:
+        response = server.http.request(method, path)
+        assert response.status_code == status, path
+        error = response.json()["error"]
+        assert error.keys() == {"message", "type", "param", "code"}
+        assert error["code"] == code
+
+
+def test_a_wrong_query_is_named(server: Running) -> None:
+    assert server.http.get("/v1/interactions?limit=0").json()["error"]["param"] == "limit"
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1", "127.1.2.3"])
+def test_loopback_needs_no_keys(host: str) -> None:
+    require_safe(host)
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.5", "example.org", ""])
+def test_the_server_refuses_to_be_open_to_strangers(host: str) -> None:
+    with pytest.raises(SettingsError, match="loopback"):
+        require_safe(host)
