@@ -1,0 +1,416 @@
+"""The command line against a real store and registry; what it starts is only looked at."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from ops import cli, doctor, processes, services, swaps
+from ops.doctor import Check
+from ops.errors import RegistryError
+from ops.records import Adapter, Alias, Heartbeat, Metric, SwapReceipt, new_id, now
+from ops.registry import Registry
+from ops.store import Recording, Store
+from tests.ops import records
+
+SERVER = "server@test:8000"
+
+Run = Callable[..., Result]
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Run a command on a data directory of its own."""
+    for name in list(os.environ):
+        if name.startswith("JOURNEYMAN_"):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("JOURNEYMAN_DATA_DIR", str(tmp_path))
+    monkeypatch.setenv("COLUMNS", "240")
+    runner = CliRunner()
+
+    def invoke(*arguments: str) -> Result:
+        return runner.invoke(cli.app, list(arguments), catch_exceptions=False)
+
+    return invoke
+
+
+@pytest.fixture
+def main(
+    run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str]]:
+    """Run a command as its user would: exit status, and what went to standard error."""
+
+    def invoke(*arguments: str) -> tuple[int, str]:
+        monkeypatch.setattr("sys.argv", ["journeyman", *arguments])
+        try:
+            status = cli.main()
+        except SystemExit as end:
+            status = end.code if isinstance(end.code, int) else 1
+        return status, capsys.readouterr().err
+
+    return invoke
+
+
+@pytest.fixture
+def adapter(registry: Registry) -> Adapter:
+    return add(registry, "a")
+
+
+def add(registry: Registry, content: str) -> Adapter:
+    def write(draft: Path) -> None:
+        (draft / "adapter_model.safetensors").write_text(content)
+
+    return registry.add(
+        write,
+        base_model="base",
+        base_sha256="ff",
+        rank=16,
+        recipe="ilf",
+        cycle_id=None,
+        lineage={},
+        actor="test",
+    )
+
+
+@pytest.fixture
+def server(store: Store) -> Iterator[list[SwapReceipt]]:
+    """Something that answers every move of the alias with a receipt, as a server does."""
+    store.beat(Heartbeat(process=SERVER, at=now(), pid=1, host="test"))
+    written: list[SwapReceipt] = []
+    stop = threading.Event()
+
+    def follow() -> None:
+        at = store.aliases().get(Alias.CHAMPION, 0)
+        while not stop.wait(0.02):
+            champion = store.aliases().get(Alias.CHAMPION, 0)
+            if champion == at:
+                continue
+            receipt = SwapReceipt(
+                id=new_id(),
+                at=now(),
+                server=SERVER,
+                version=champion,
+                from_version=at,
+                phases_s={"load": 0.08, "probe": 0.3},
+                probe={"engine_shift": 0.125},
+                accepted=True,
+                reason="differs from the base",
+            )
+            store.add_receipt(receipt)
+            written.append(receipt)
+            at = champion
+
+    thread = threading.Thread(target=follow)
+    thread.start()
+    yield written
+    stop.set()
+    thread.join()
+
+
+# --- adapters -------------------------------------------------------------------------------
+
+
+def test_adapters_are_listed_and_shown(run: Run, adapter: Adapter) -> None:
+    assert "code@v1" in run("adapters", "list").stdout
+    rows = json.loads(run("adapters", "list", "--json").stdout)
+    assert [(row["name"], row["state"], row["aliases"]) for row in rows] == [
+        ("code@v1", "built", [])
+    ]
+    assert "trained" in run("adapters", "show", "v1").stdout
+    shown = json.loads(run("adapters", "show", "1", "--json").stdout)
+    assert shown["adapter"]["sha256"] == adapter.sha256
+    assert shown["transitions"][0]["to_state"] == "built"
+
+
+def test_an_empty_list_says_what_answers(run: Run) -> None:
+    assert "the base model" in run("adapters", "list").stdout
+    assert json.loads(run("adapters", "list", "--json").stdout) == []
+
+
+def test_promotion_without_a_server_is_taken_up_later(
+    run: Run, registry: Registry, adapter: Adapter
+) -> None:
+    shown = run("adapters", "promote", "code@v1", "--force")
+    assert "No server runs" in shown.stdout
+    champion = registry.at(Alias.CHAMPION)
+    assert champion is not None
+    assert champion.version == 1
+
+
+def test_promotion_and_rollback_wait_for_the_proof(
+    run: Run, registry: Registry, adapter: Adapter, server: list[SwapReceipt]
+) -> None:
+    shown = run("adapters", "promote", "v1", "--force", "--wait", "10")
+    assert shown.exit_code == 0
+    assert f"{SERVER} answers with code@v1" in shown.stdout
+    assert "0.125 nats a token (load 0.08 s, probe 0.30 s)" in shown.stdout
+    back = run("rollback", "--wait", "10", "--json", "--reason", "worse")
+    report = json.loads(back.stdout)
+    assert (report["version"], report["champion"]) == (0, 0)
+    assert [receipt["version"] for receipt in report["receipts"]] == [0]
+    assert registry.at(Alias.CHAMPION) is None
+
+
+def test_a_server_that_says_nothing_is_named(run: Run, store: Store, adapter: Adapter) -> None:
+    store.beat(Heartbeat(process=SERVER, at=now(), pid=1, host="test"))
+    shown = run("adapters", "promote", "v1", "--force", "--wait", "0.1")
+    assert f"{SERVER}: no proof after 0 s" in shown.stdout
+
+
+def test_a_refusal_is_an_error_with_the_reason(store: Store) -> None:
+    store.beat(Heartbeat(process=SERVER, at=now(), pid=1, host="test"))
+    mark = swaps.mark(store)
+    receipt = SwapReceipt(
+        id=new_id(),
+        at=now(),
+        server=SERVER,
+        version=3,
+        from_version=0,
+        accepted=False,
+        reason="the adapter changes nothing",
+        phases_s={},
+    )
+    store.add_receipt(receipt)
+    result = swaps.wait(store, mark, 3, timeout_s=5)
+    with pytest.raises(RegistryError, match="changes nothing"):
+        result.raise_if_refused()
+
+
+def test_a_server_that_died_is_not_waited_for(store: Store) -> None:
+    old = now() - 2 * timedelta(seconds=swaps.ALIVE_S)
+    store.beat(Heartbeat(process=SERVER, at=old, pid=1, host="test"))
+    began = time.monotonic()
+    assert swaps.wait(store, swaps.mark(store), 1, timeout_s=60).servers == ()
+    assert time.monotonic() - began < 5
+
+
+def test_rejection_is_recorded(run: Run, registry: Registry, adapter: Adapter) -> None:
+    assert "rejected" in run("adapters", "reject", "v1", "--reason", "too timid").stdout
+    shown = json.loads(run("adapters", "show", "v1", "--json").stdout)
+    assert shown["transitions"][-1]["reason"] == "too timid"
+    assert shown["transitions"][-1]["actor"].startswith("cli:")
+
+
+# --- the record -----------------------------------------------------------------------------
+
+
+def test_interactions_and_feedback_are_listed_and_shown(run: Run, store: Store) -> None:
+    good, bad = records.interaction(), records.interaction(verified=False)
+    attempt = records.attempt(bad)
+    execution = records.execution(attempt, verdict="WRONG", verified=False, passed=0)
+    store.add(
+        [
+            Recording(interaction=good),
+            Recording(interaction=bad, attempts=[attempt], executions=[execution]),
+        ]
+    )
+    store.put_feedback(
+        [records.comment(bad), records.comment(good, metric=Metric.RATING, value=4.0)]
+    )
+    listed = run("interactions", "list").stdout
+    assert good.id in listed
+    assert bad.id in listed
+    failed = json.loads(run("interactions", "list", "--failed", "--json").stdout)
+    assert [row["id"] for row in failed] == [bad.id]
+
+    shown = run("interactions", "show", f"chatcmpl-{bad.id}").stdout
+    assert "Add two numbers." in shown
+    assert "WRONG, 0 of 1" in shown
+    assert "It ignores negatives." in shown
+
+    rows = json.loads(run("feedback", "list", "--json").stdout)
+    assert {row["metric"] for row in rows} == {"comment", "rating"}
+    assert len(json.loads(run("feedback", "list", "--json", "--metric", "comment").stdout)) == 1
+    only = json.loads(run("feedback", "list", "--json", "--interaction", good.id).stdout)
+    assert [row["value"] for row in only] == [4.0]
+    assert "It ignores negatives." in run("feedback", "list").stdout
+
+
+def test_text_that_looks_like_markup_is_printed_as_it_is(run: Run, store: Store) -> None:
+    store.add(
+        [
+            Recording(
+                interaction=records.interaction(
+                    messages=[{"role": "user", "content": "sort [red]xs[/red] [/nothing]"}]
+                )
+            )
+        ]
+    )
+    assert "sort [red]xs[/red] [/nothing]" in run("interactions", "list").stdout
+
+
+def test_cycles_are_listed_and_shown(run: Run, store: Store) -> None:
+    cycle = records.cycle(report={"rows": 3})
+    store.add_cycle(cycle)
+    assert cycle.id in run("cycles", "list").stdout
+    shown = json.loads(run("cycles", "show", cycle.id, "--json").stdout)
+    assert shown["cycle"]["report"] == {"rows": 3}
+    assert shown["rows_dropped"] == {}
+    assert '"rows": 3' in run("cycles", "show", cycle.id).stdout
+
+
+# --- what runs ------------------------------------------------------------------------------
+
+
+def test_status_without_a_system_says_so(run: Run) -> None:
+    shown = run("status")
+    assert shown.exit_code == 3
+    assert "no `journeyman up` runs" in shown.stdout
+    assert json.loads(run("status", "--json").stdout)["up"] is None
+
+
+def test_status_of_a_system(run: Run, tmp_path: Path, store: Store) -> None:
+    state = {
+        "pid": 1,
+        "url": "http://127.0.0.1:8000",
+        "ready_at": "2026-11-21T12:00:00+00:00",
+        "model": {"name": "Tiny"},
+        "engine": "vLLM 0.32.0 on cpu",
+        "sandbox": "namespaces",
+        "services": [
+            {"name": "engine", "state": "ready", "pid": 2, "restarts": 0, "log": "/x/engine.log"}
+        ],
+    }
+    store.beat(Heartbeat(process=SERVER, at=now(), pid=1, host="test"))
+    with processes.only_one(tmp_path):
+        processes.write_state(tmp_path, state)
+        shown = run("status")
+    assert shown.exit_code == 0
+    for word in ("http://127.0.0.1:8000", "Tiny", "/x/engine.log", SERVER, "the base model"):
+        assert word in shown.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "becomes"),
+    [
+        (["serve"], ("server",)),
+        (["improver"], ("improver",)),
+        (
+            ["improve", "--recipe", "ilf", "--resume", "x"],
+            ("improver", "improve", "--recipe", "ilf", "--resume", "x"),
+        ),
+        (["import", "rows.jsonl", "--format", "ilf"], ("improver", "import", "rows.jsonl")),
+        (["eval", "--json"], ("improver", "eval", "--json")),
+        (["improve", "--help"], ("improver", "improve", "--help")),
+        (["sandbox", "check", "--json"], ("sandbox", "check", "--json")),
+    ],
+)
+def test_other_packages_are_started_by_command(
+    run: Run,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    becomes: tuple[str, ...],
+) -> None:
+    seen: list[Any] = []
+    monkeypatch.setattr(os, "execvpe", lambda *given: seen.append(given))
+    assert run(*arguments, "--data-dir", str(tmp_path / "else")).exit_code == 0
+    [(_, command, environment)] = seen
+    assert tuple(command[1:3]) == ("-m", becomes[0])
+    assert tuple(command[3 : 2 + len(becomes)]) == becomes[1:]
+    assert environment["JOURNEYMAN_DATA_DIR"] == str(tmp_path / "else")
+
+
+@pytest.mark.parametrize("command", [services.SERVER, services.IMPROVER, services.SANDBOX])
+def test_every_command_names_a_module_that_is_there(command: tuple[str, ...]) -> None:
+    assert command[1] == "-m"
+    assert importlib.util.find_spec(f"{command[2]}.__main__") is not None
+
+
+def test_the_engine_s_command_names_a_module_that_is_there() -> None:
+    package, *rest = services.ENGINE[2].split(".")
+    spec = importlib.util.find_spec(package)
+    assert spec is not None
+    assert spec.origin is not None
+    # Without importing vLLM, which takes its time.
+    assert Path(spec.origin).parent.joinpath(*rest).with_suffix(".py").is_file()
+
+
+def test_the_doctor_s_word_is_the_exit_status(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    good = Check(name="sandbox", good=True, found="tier namespaces")
+    monkeypatch.setattr(doctor, "_sandbox", lambda: good)
+    monkeypatch.setattr(doctor, "_ports", lambda settings: [])
+    shown = run("doctor", "--json")
+    names = [check["name"] for check in json.loads(shown.stdout)]
+    assert {"python", "device", "engine", "sandbox", "database"} <= set(names)
+    bad = Check(name="sandbox", good=False, found="nothing isolates", remedy="mend it")
+    monkeypatch.setattr(doctor, "_sandbox", lambda: bad)
+    shown = run("doctor")
+    assert shown.exit_code == 1
+    assert "→ mend it" in shown.stdout
+
+
+# --- settings and errors --------------------------------------------------------------------
+
+
+def test_settings_are_shown_with_their_origin(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "journeyman.toml").write_text(
+        '[server]\nport = 9000\n[store]\nurl = "postgresql://me:secret@db/x"\n'
+    )
+    monkeypatch.setenv("JOURNEYMAN_ENGINE__MODEL", "starter-small")
+    rows = {
+        row["name"]: row for row in json.loads(run("config", "show", "--origin", "--json").stdout)
+    }
+    assert rows["server.port"]["value"] == 9000
+    assert rows["server.port"]["origin"].endswith("journeyman.toml")
+    assert rows["engine.model"]["origin"] == "environment (JOURNEYMAN_ENGINE__MODEL)"
+    assert rows["server.host"]["origin"] == "default"
+    assert rows["store.url"]["value"] == "postgresql://me:***@db/x"
+    assert "secret" not in run("config", "show").stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["adapters", "show", "code@v9"], "no adapter version 9"),
+        (["adapters", "show", "nonsense"], "versions are named code@v1"),
+        (["rollback"], "nothing to roll back"),
+        (["interactions", "show", "x"], "no interaction x"),
+        (["feedback", "list", "--interaction", "x"], "no interaction x"),
+        (["cycles", "show", "x"], "no cycle x"),
+        (["models", "get", "nonsense"], "starter"),
+    ],
+)
+def test_errors_are_one_line(
+    main: Callable[..., tuple[int, str]], arguments: list[str], words: str
+) -> None:
+    status, said = main(*arguments)
+    assert status == 1
+    assert said.startswith("journeyman: ")
+    assert words in said
+    assert "Traceback" not in said
+
+
+def test_bad_usage_and_bad_settings_are_status_2(
+    main: Callable[..., tuple[int, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert main("up", "--prot", "1")[0] == 2
+    assert main("nonsense")[0] == 2
+    monkeypatch.setenv("JOURNEYMAN_SERVER__PORT", "many")
+    status, said = main("adapters", "list")
+    assert status == 2
+    assert "server.port" in said
+
+
+def test_flags_reach_the_settings_and_hide_nothing(
+    main: Callable[..., tuple[int, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Any] = []
+    monkeypatch.setattr("ops.up.up", lambda settings, console: seen.append(settings) or 0)
+    monkeypatch.setenv("JOURNEYMAN_ENGINE__PORT", "9100")
+    assert main("up", "--model", "starter-small", "--port", "9000")[0] == 0
+    [settings] = seen
+    assert (settings.engine.model, settings.engine.port) == ("starter-small", 9100)
+    assert settings.server.port == 9000

@@ -1,0 +1,111 @@
+"""How the engine is called, and what reaches the children."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ops import services
+from ops.errors import ProcessError
+from ops.models import Model
+from ops.services import EngineBuild
+from ops.settings import EngineSettings, Settings
+
+CPU = EngineBuild(device="cpu", version="0.32.0")
+CUDA = EngineBuild(device="cuda", version="0.32.0")
+MODEL = Model(name="Tiny", directory=Path("/models/tiny-abc"), sha256="ff", origin="a test")
+
+
+def settings(**engine: object) -> Settings:
+    return Settings.model_construct(
+        **{**dict(Settings()), "engine": EngineSettings.model_validate(engine)}
+    )
+
+
+def option(command: tuple[str, ...], name: str) -> str:
+    return command[command.index(name) + 1]
+
+
+def test_the_engine_is_bound_to_loopback_and_takes_adapters() -> None:
+    engine = services.engine(settings(port=9001), MODEL, CPU)
+    assert option(engine.command, "--host") == "127.0.0.1"
+    assert option(engine.command, "--port") == "9001"
+    assert option(engine.command, "--model") == "/models/tiny-abc"
+    assert option(engine.command, "--served-model-name") == "Tiny"
+    assert "--enable-lora" in engine.command
+    assert int(option(engine.command, "--max-loras")) >= 3
+    assert engine.environment["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] == "True"
+    # Both would open doors that nobody guards.
+    assert "VLLM_SERVER_DEV_MODE" not in engine.environment
+    assert "VLLM_LORA_RESOLVER_CACHE_DIR" not in engine.environment
+
+
+def test_a_cpu_is_treated_as_one_and_a_gpu_is_left_to_vllm() -> None:
+    cpu = services.engine(settings(kv_cache_gib=7), MODEL, CPU)
+    assert "--enforce-eager" in cpu.command
+    assert cpu.environment["VLLM_CPU_KVCACHE_SPACE"] == "7"
+    assert cpu.environment["KMP_BLOCKTIME"] == "1"
+    cuda = services.engine(settings(), MODEL, CUDA)
+    assert "--enforce-eager" not in cuda.command
+    assert option(cuda.command, "--dtype") == "auto"
+    assert "LD_PRELOAD" not in cuda.environment
+
+
+def test_slots_for_the_way_back_are_never_fewer_than_slots() -> None:
+    engine = services.engine(settings(max_loras=8, max_cpu_loras=5), MODEL, CPU)
+    assert option(engine.command, "--max-cpu-loras") == "8"
+
+
+def test_extra_arguments_come_last_and_so_win() -> None:
+    engine = services.engine(settings(extra_args=["--dtype", "float16"]), MODEL, CPU)
+    assert engine.command[-2:] == ("--dtype", "float16")
+
+
+@pytest.mark.parametrize(
+    ("flags", "dtype"),
+    [
+        ({"avx2", "avx512f"}, "float32"),
+        ({"avx512f", "avx512_bf16"}, "bfloat16"),
+        ({"amx_bf16"}, "bfloat16"),
+        (set(), "float32"),
+    ],
+)
+def test_the_number_format_fits_the_cpu(
+    monkeypatch: pytest.MonkeyPatch, flags: set[str], dtype: str
+) -> None:
+    monkeypatch.setattr(services, "cpu_flags", lambda: flags)
+    assert services.engine_dtype("auto", CPU) == dtype
+    assert services.engine_dtype("float16", CPU) == "float16"
+    assert services.engine_dtype("auto", CUDA) == "auto"
+
+
+def test_what_the_user_preloads_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(services, "preloads", lambda: ["/x/libtcmalloc_minimal.so.4"])
+    monkeypatch.setenv("LD_PRELOAD", "/mine.so:/x/libtcmalloc_minimal.so.4")
+    found = services.cpu_environment()
+    assert found["LD_PRELOAD"] == "/x/libtcmalloc_minimal.so.4:/mine.so"
+
+
+def test_children_are_told_what_flags_changed(tmp_path: Path) -> None:
+    changed = settings(port=9001).model_copy(update={"data_dir": tmp_path})
+    environment = services.server(changed, MODEL).environment
+    assert environment["JOURNEYMAN_DATA_DIR"] == str(tmp_path)
+    assert environment["JOURNEYMAN_ENGINE__PORT"] == "9001"
+    assert environment["JOURNEYMAN_ENGINE__MODEL"] == "/models/tiny-abc"
+    assert "JOURNEYMAN_ENGINE__URL" not in environment
+
+
+def test_an_engine_below_the_floor_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(services.importlib.metadata, "version", lambda name: "0.24.0")
+    with pytest.raises(ProcessError, match=r"0\.24\.0 is too old.*0\.31"):
+        services.engine_build()
+
+
+def test_a_missing_engine_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> str:
+        raise services.importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(services.importlib.metadata, "version", missing)
+    with pytest.raises(ProcessError, match="ops/run up"):
+        services.engine_build()
