@@ -1,0 +1,74 @@
+"""The real engine, started once: vLLM with the small starter model."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import pytest
+
+from ops import models, services
+from ops.errors import ProcessError
+from ops.settings import EngineSettings, Settings
+
+
+@dataclass(frozen=True)
+class RealEngine:
+    """A running vLLM."""
+
+    url: str
+    model: models.Model
+
+
+@pytest.fixture(scope="session")
+def real_engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealEngine]:
+    """vLLM with the small starter model, on loopback."""
+    try:
+        build = services.engine_build()
+    except ProcessError as error:
+        pytest.skip(str(error))
+    model = models.resolve("starter-small")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    settings = Settings(engine=EngineSettings(model="starter-small", port=port, max_model_len=2048))
+    service = services.engine(settings, model, build)
+    log = tmp_path_factory.mktemp("engine") / "log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            service.command,
+            env={**os.environ, **service.environment},
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    try:
+        _wait(process, f"http://127.0.0.1:{port}/health", log)
+        yield RealEngine(url=f"http://127.0.0.1:{port}", model=model)
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        try:
+            process.wait(30)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def _wait(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
+    deadline = time.monotonic() + 600
+    while time.monotonic() < deadline:
+        assert process.poll() is None, log.read_text()[-4000:]
+        try:
+            if httpx.get(url, timeout=2).status_code == 200:
+                return
+        except httpx.HTTPError:
+            pass
+        time.sleep(0.5)
+    raise AssertionError("the engine did not start: " + log.read_text()[-4000:])

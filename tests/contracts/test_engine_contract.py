@@ -1,0 +1,312 @@
+"""What the server leans on in an engine, held against the fake one and against vLLM itself."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from ops import probe
+from ops.records import AdapterState
+from ops.registry import Registry
+from ops.store import Store
+from server.engine import Engine, LoadRefused
+from server.errors import EngineRefusal
+from server.proof import run_probe
+from tests.fake_engine import BASE, FakeEngine, write_adapter
+from tests.server.conftest import SharedPool, pool, serving
+
+__all__ = ["pool"]
+
+MESSAGES = [{"role": "user", "content": "Say hi"}]
+ROOT = Path(__file__).parents[2]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """An engine under test and an adapter that fits it."""
+
+    url: str
+    model: str
+    adapter: Path
+
+    def post(self, path: str, body: dict[str, Any], **headers: str) -> httpx.Response:
+        given = {"model": self.model} | body
+        return httpx.post(self.url + path, json=given, headers=headers, timeout=300)
+
+    def chat(self, **body: Any) -> httpx.Response:
+        return self.post("/v1/chat/completions", {"messages": MESSAGES, "max_tokens": 6} | body)
+
+
+@pytest.fixture(
+    scope="module",
+    params=["fake", pytest.param("vllm", marks=[pytest.mark.engine, pytest.mark.slow])],
+)
+def subject(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Subject]:
+    directory = tmp_path_factory.mktemp("adapter") / "adapter"
+    if request.param == "fake":
+        directory.mkdir()
+        write_adapter(directory)
+        fake = FakeEngine()
+        fake.start()
+        yield Subject(fake.url, BASE, directory)
+        fake.stop()
+        return
+    real = request.getfixturevalue("real_engine")
+    make_real_adapter(real.model.directory, directory, seed=1)
+    yield Subject(real.url, real.model.name, directory)
+
+
+def make_real_adapter(model: Path, directory: Path, *, seed: int) -> None:
+    """Write a peft adapter with random weights and its probe, in a process of its own."""
+    script = Path(__file__).parent / "make_adapter.py"
+    command = [sys.executable, str(script), str(model), str(directory), str(seed)]
+    subprocess.run(command, check=True, cwd=ROOT, capture_output=True)
+
+
+CHAT_KEYS = {
+    "id",
+    "object",
+    "created",
+    "model",
+    "choices",
+    "service_tier",
+    "system_fingerprint",
+    "usage",
+    "prompt_logprobs",
+    "prompt_token_ids",
+    "prompt_text",
+    "kv_transfer_params",
+    "ec_transfer_params",
+    "metrics",
+}
+CHOICE_KEYS = {
+    "index",
+    "message",
+    "logprobs",
+    "finish_reason",
+    "stop_reason",
+    "token_ids",
+    "routed_experts",
+}
+
+
+def test_a_chat_completion_has_the_known_fields_and_our_id(subject: Subject) -> None:
+    url = "/v1/chat/completions"
+    body = {"messages": MESSAGES, "max_tokens": 6, "temperature": 0}
+    answer = subject.post(url, body, **{"X-Request-Id": "abc-1"}).json()
+    assert answer.keys() == CHAT_KEYS
+    assert answer["id"] == "chatcmpl-abc-1"
+    assert answer["model"] == subject.model
+    (choice,) = answer["choices"]
+    assert choice.keys() == CHOICE_KEYS
+    assert choice["message"]["role"] == "assistant"
+    assert choice["finish_reason"] == "length" or choice["finish_reason"] == "stop"
+    usage = answer["usage"]
+    assert usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"]
+
+
+def test_several_choices_come_with_logprobs(subject: Subject) -> None:
+    answer = subject.chat(n=3, temperature=1.0, logprobs=True, unknown_field=1).json()
+    assert sorted(choice["index"] for choice in answer["choices"]) == [0, 1, 2]
+    for choice in answer["choices"]:
+        assert choice["logprobs"]["content"]
+        assert all(token["logprob"] <= 0 for token in choice["logprobs"]["content"])
+
+
+def _events(response: httpx.Response) -> list[dict[str, Any]]:
+    events = response.text.strip().split("\n\n")
+    assert events[-1] == "data: [DONE]"
+    return [json.loads(event.removeprefix("data: ")) for event in events[:-1]]
+
+
+def test_a_stream_finishes_every_choice_and_ends_with_usage(subject: Subject) -> None:
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    response = subject.chat(
+        n=2, temperature=1.0, logprobs=True, stream=True, stream_options=options
+    )
+    *chunks, last = _events(response)
+    assert last["choices"] == []
+    assert last["usage"]["completion_tokens"] > 0
+    finished = [c["choices"][0] for c in chunks if c["choices"][0]["finish_reason"] is not None]
+    assert {part["index"] for part in finished} == {0, 1}
+    assert all("usage" in chunk for chunk in chunks)
+    counted = {c["choices"][0]["index"]: c["usage"]["completion_tokens"] for c in chunks}
+    assert sum(counted.values()) == last["usage"]["completion_tokens"]
+
+
+def test_a_stream_without_usage_ends_with_the_finished_choice(subject: Subject) -> None:
+    *_, last = _events(subject.chat(stream=True))
+    assert last["choices"][0]["finish_reason"] is not None
+    assert last["system_fingerprint"]
+
+
+def test_a_text_completion_has_the_known_fields(subject: Subject) -> None:
+    body = {"prompt": "def f(", "max_tokens": 4}
+    answer = subject.post("/v1/completions", body, **{"X-Request-Id": "abc-2"}).json()
+    assert answer["id"] == "cmpl-abc-2"
+    assert isinstance(answer["choices"][0]["text"], str)
+    *_, last = _events(subject.post("/v1/completions", body | {"stream": True}))
+    assert last["choices"][0]["finish_reason"] is not None
+
+
+@pytest.mark.parametrize(
+    ("change", "status", "param"),
+    [
+        ({"model": "nope"}, 404, "model"),
+        ({"temperature": -1}, 400, "temperature"),
+        ({"temperature": 0, "n": 2}, 400, None),
+        ({"max_tokens": "x"}, 400, "body.max_tokens"),
+        ({"temperature": -1, "stream": True}, 400, "temperature"),
+    ],
+)
+def test_refusals_are_4xx_with_an_error_object(
+    subject: Subject, change: dict[str, Any], status: int, param: str | None
+) -> None:
+    response = subject.chat(**change)
+    assert response.status_code == status
+    error = response.json()["error"]
+    assert error.keys() == {"message", "type", "param", "code"}
+    assert error["param"] == param
+    assert error["code"] == status
+
+
+async def test_adapters_are_loaded_listed_proved_and_unloaded(subject: Subject) -> None:
+    async with Engine(subject.url, timeout_s=300) as engine:
+        await engine.load("code@v1", str(subject.adapter))
+        with pytest.raises(LoadRefused, match="already been loaded"):
+            await engine.load("code@v1", str(subject.adapter))
+        listed = {model.id: model for model in await engine.models()}
+        assert listed["code@v1"].root == str(subject.adapter)
+        assert listed["code@v1"].parent == subject.model
+        assert listed[subject.model].parent is None
+        result = await run_probe(
+            engine, subject.adapter, base=subject.model, name="code@v1", salt="a" * 64
+        )
+        assert result.accepted, result
+        own = await run_probe(
+            engine, subject.adapter, base=subject.model, name=subject.model, salt="b" * 64
+        )
+        assert not own.accepted
+        assert "changes nothing" in own.reason
+        await engine.unload("code@v1")
+        await engine.unload("code@v1")
+        assert {model.id for model in await engine.models()} == {subject.model}
+        with pytest.raises(EngineRefusal):
+            await engine.token_logprobs("code@v1", [[1, 2, 3]], cache_salt="c")
+        with pytest.raises(LoadRefused):
+            await engine.load("code@v2", str(subject.adapter / "nowhere"))
+
+
+async def test_the_probe_may_run_while_others_generate(subject: Subject) -> None:
+    ids = [text.token_ids for text in probe.read(subject.adapter)]
+    with ThreadPoolExecutor(4) as threads:
+        asked = [threads.submit(subject.chat, max_tokens=24, temperature=1.0) for _ in range(4)]
+        async with Engine(subject.url, timeout_s=300) as engine:
+            rows = await engine.token_logprobs(subject.model, ids, cache_salt="d")
+        assert [len(row) for row in rows] == [len(text) - 1 for text in ids]
+        for future in asked:
+            response = await asyncio.wrap_future(future)
+            assert response.status_code == 200
+    assert httpx.get(f"{subject.url}/health").status_code == 200
+
+
+@pytest.mark.engine
+@pytest.mark.slow
+def test_a_real_adapter_is_swapped_under_load(
+    real_engine: Any, pool: SharedPool, tmp_path: Path
+) -> None:
+    """A peft adapter goes live in a real vLLM: proved, flipped, no failed request."""
+    store_dir = tmp_path / "data"
+    with serving(real_engine, store_dir, checker=pool) as server:
+        base_answer = _greedy(server.http)
+        stop = threading.Event()
+        failed: list[str] = []
+
+        def ask() -> None:
+            while not stop.is_set():
+                response = server.chat(max_tokens=8, messages=MESSAGES)
+                if response.status_code != 200:
+                    failed.append(response.text)
+
+        threads = [threading.Thread(target=ask) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        answers = []
+        for number in (1, 2):
+            _release_real(server.registry, real_engine.model, tmp_path, number)
+            server.until(lambda n=number: _version(server.http) == n, timeout_s=120)
+            answers.append(_greedy(server.http))
+        stop.set()
+        for thread in threads:
+            thread.join()
+        assert failed == []
+        assert len({base_answer, *answers}) == 3
+        for number in (1, 2):
+            (receipt,) = server.store.receipts(version=number)
+            assert receipt.accepted, receipt
+        server.registry.rollback(actor="test", reason="test")
+        server.until(lambda: _version(server.http) == 1)
+        assert _greedy(server.http) == answers[0]
+        _refuses_a_foreign_probe(server.registry, server.store, real_engine.model, tmp_path)
+
+
+def _greedy(http: httpx.Client) -> str:
+    body = {"model": "code", "messages": MESSAGES, "max_tokens": 16, "temperature": 0}
+    response = http.post("/v1/chat/completions", json=body, timeout=300)
+    return str(response.json()["choices"][0]["message"]["content"])
+
+
+def _version(http: httpx.Client) -> int | None:
+    adapter = http.get("/ready").json()["adapter"]
+    return None if adapter is None else int(adapter["version"])
+
+
+def _release_real(
+    registry: Registry, model: Any, tmp_path: Path, seed: int, *, probe_of: int | None = None
+) -> int:
+    made = tmp_path / f"made-{seed}-{probe_of}"
+    make_real_adapter(model.directory, made, seed=seed)
+
+    def write(draft: Path) -> None:
+        for path in made.iterdir():
+            (draft / path.name).write_bytes(path.read_bytes())
+        if probe_of is not None:
+            other = tmp_path / f"made-{probe_of}-None" / probe.FILE
+            (draft / probe.FILE).write_bytes(other.read_bytes())
+
+    adapter = registry.add(
+        write,
+        base_model=model.name,
+        base_sha256=model.sha256,
+        rank=8,
+        recipe="test",
+        cycle_id=None,
+        lineage={},
+        actor="test",
+    )
+    registry.promote(adapter.version, actor="test", reason="test", force=True)
+    return adapter.version
+
+
+def _refuses_a_foreign_probe(registry: Registry, store: Store, model: Any, tmp_path: Path) -> None:
+    """Weights that are not those of the probe: as if another adapter answered by that name."""
+    version = _release_real(registry, model, tmp_path, 3, probe_of=1)
+    deadline = 200
+    while registry.get(version).state is not AdapterState.REJECTED:
+        deadline -= 1
+        assert deadline, "it was not refused"
+        threading.Event().wait(0.3)
+    assert not store.receipts(version=version)[0].accepted

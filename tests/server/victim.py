@@ -1,0 +1,60 @@
+"""`python victim.py DATA_DIR ENGINE_URL PORT`: a server to be killed, with a sandbox that is quick
+to start because nothing untrusted runs in it."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import uvicorn
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+from ops.settings import EngineSettings, ServerSettings, Settings
+from sandbox.spec import Spec
+from sandbox.types import Tier, Verdict, Verification
+from server.app import create_app
+
+
+class Approving:
+    """Finds every program right."""
+
+    tier = Tier.NONE
+
+    async def check(self, code: str, spec: Spec) -> Verification:
+        return Verification(
+            verified=True,
+            verdict=Verdict.OK,
+            passed=1,
+            total=1,
+            passed_visible=1,
+            total_visible=1,
+            passed_hidden=0,
+            total_hidden=0,
+            examples=(),
+            duration_s=0.0,
+            tier=Tier.NONE,
+        )
+
+    def gauges(self) -> dict[str, float]:
+        return {}
+
+    async def __aenter__(self) -> Approving:
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        return None
+
+
+def main() -> None:
+    data_dir, engine_url, port = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+    settings = Settings(
+        data_dir=data_dir,
+        engine=EngineSettings(url=engine_url),
+        server=ServerSettings(port=port, poll_s=0.1),
+    )
+    app = create_app(settings, checker=Approving())
+    uvicorn.run(app, host="127.0.0.1", port=port, log_config=None, access_log=False)
+
+
+if __name__ == "__main__":
+    main()
