@@ -350,7 +350,10 @@ class Zygote:
             lambda: child.armed or child.failed is not None, self._loop.time() + ARM_S
         )
         if child is None or not ok or child.failed is not None:
-            reason = child.failed if child is not None and child.failed else "the zygote is gone"
+            said = child.failed if child is not None else None
+            reason = (
+                said or self._failed or ("the zygote is gone" if self._lost else "it is silent")
+            )
             raise SandboxError(f"no child was ready: {reason}")
         return child
 

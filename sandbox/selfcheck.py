@@ -26,7 +26,7 @@ from sandbox.spec import Example, Spec
 from sandbox.types import Limits, Run, Tier, Verdict
 
 QUICK = Limits(wall_s=0.8, cpu_s=1)
-PATIENT = Limits(wall_s=10.0, cpu_s=10)
+PATIENT = Limits(wall_s=20.0, cpu_s=20)
 _SETTINGS = ("/proc/sys/kernel/core_pattern", "/proc/sys/kernel/hostname", "/etc/hostname")
 
 

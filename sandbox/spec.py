@@ -488,7 +488,7 @@ def _doctests(lines: Sequence[str]) -> Iterable[LiteralCall]:
             continue
         tree = syntax.parse_bounded(f"assert ({match[1].strip()}) == ({raw})", max_chars=4000)
         call = _literal_call(tree.body[0]) if tree is not None and len(tree.body) == 1 else None
-        if call is not None:
+        if call is not None and call.function not in _COMMON_CALLS:
             yield call
 
 

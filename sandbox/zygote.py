@@ -49,12 +49,15 @@ def main(control_fd: int) -> None:
             control.close()
             os._exit(_wait_for_init())
         zygote = Zygote(control, config)
-    except BaseException as error:
-        control.send(json.dumps({"failed": f"{type(error).__name__}: {error}"[:2000]}).encode())
-        os._exit(1)
-    control.send(json.dumps({"ready": True}).encode())
-    with contextlib.suppress(ConnectionError):
+        control.send(json.dumps({"ready": True}).encode())
         zygote.serve()
+    except ConnectionError:
+        # The service is gone; so is the reason to live.
+        os._exit(0)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            control.send(json.dumps({"failed": f"{type(error).__name__}: {error}"[:2000]}).encode())
+        os._exit(1)
     os._exit(0)
 
 

@@ -1,0 +1,87 @@
+"""Programs out of answers: fences, prose, truncation, hostile text."""
+
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sandbox.extract import extract_program
+
+F = "def f(x):\n    return x\n"
+
+
+@pytest.mark.parametrize(
+    ("answer", "program"),
+    [
+        (f"Here:\n```python\n{F}```\nDone.", F),
+        (f"```py\n{F}```", F),
+        (f"```Python3\r\n{F}```".replace("\n", "\r\n"), F),
+        (f"~~~python\n{F}~~~", F),
+        (f"```\n{F}```", F),
+        (f"```python title=x.py\n{F}```", F),
+        ("- step\n  ```python\n  def f(x):\n      return x\n  ```", F),
+        (f"````python\n{F}x = '''\n```\n'''\n````", F + "x = '''\n```\n'''\n"),
+        (f"```python\n{F}", F),
+        (f"Sure.\n\n{F}\nThis returns x.", F),
+        (F, F),
+        ("x = 1\nprint(x)", "x = 1\nprint(x)\n"),
+        ("Sorry, I cannot do that.", None),
+        ("", None),
+        ("```\n```", None),
+        ("```javascript\nfunction f() {}\n```", None),
+        ("Hello", None),
+    ],
+)
+def test_one_program(answer: str, program: str | None) -> None:
+    assert extract_program(answer) == program
+
+
+def test_the_last_block_that_defines_the_entry_point_wins() -> None:
+    better = "def f(x):\n    return x + 1\n"
+    answer = f"```python\n{F}```\nWait:\n```python\n{better}```\nUse:\n```python\nprint(f(1))\n```"
+    assert extract_program(answer, entry_point="f") == better
+
+
+def test_without_an_entry_point_the_longest_python_block_wins() -> None:
+    first = "```\npip install a-rather-long-package-name-indeed-it-is\n```\n"
+    answer = f"{first}```python\n{F}```\n```python\nf(1)\n```"
+    assert extract_program(answer) == F
+
+
+def test_sessions_and_shells_are_no_programs() -> None:
+    answer = f"```python\n>>> f(1)\n1\n```\n```bash\npip install x\n```\n```python\n{F}```"
+    assert extract_program(answer) == F
+
+
+def test_an_entry_point_defined_by_assignment_counts() -> None:
+    first = "```python\nprint('a long first block that defines nothing')\n```\n"
+    answer = f"{first}```python\nf = lambda x: x\n```"
+    assert extract_program(answer, entry_point="f") == "f = lambda x: x\n"
+
+
+def test_a_hostile_entry_point_is_only_text() -> None:
+    assert extract_program(f"```python\n{F}```", entry_point="(f") == F
+
+
+@given(st.text(alphabet="`~pythondef f(x):\n =1#>", max_size=200), st.none() | st.text(max_size=5))
+def test_never_raises(answer: str, entry: str | None) -> None:
+    program = extract_program(answer, entry_point=entry)
+    assert program is None or program.endswith("\n")
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "`" * 300_000,
+        "```\n" * 100_000,
+        "if " * 100_000,
+        "x = (" * 60_000,
+        "\n" * 300_000,
+        "a=" * 150_000,
+    ],
+)
+def test_hostile_answers_take_bounded_time(answer: str) -> None:
+    began = time.process_time()
+    extract_program(answer, entry_point="f")
+    assert time.process_time() - began < 3
