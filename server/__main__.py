@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import uvicorn
@@ -11,6 +14,26 @@ import uvicorn
 from ops import logs, settings
 from ops.errors import SettingsError
 from server.app import create_app
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's server, for which being asked to stop is no failure."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Stop gracefully on the first signal, at once on a second Ctrl-C.
+
+        uvicorn's own version raises the signal again when all is done, so that a clean stop
+        would look like a death to whoever started us.
+        """
+        before = {number: signal.signal(number, self.handle_exit) for number in _SIGNALS}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
 
 def main() -> int:
@@ -26,7 +49,7 @@ def main() -> int:
     except SettingsError as error:
         print(f"journeyman: {error}", file=sys.stderr)
         return 2
-    server = uvicorn.Server(
+    server = _Server(
         uvicorn.Config(
             app,
             host=read.server.host,
@@ -34,6 +57,7 @@ def main() -> int:
             loop="uvloop",
             http="httptools",
             log_config=None,
+            log_level="warning",
             access_log=False,
             server_header=False,
             timeout_keep_alive=75,

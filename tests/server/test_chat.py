@@ -184,6 +184,16 @@ def test_a_failing_engine_is_a_503_with_retry_after(server: Running) -> None:
         assert response.json()["error"]["code"] == "engine_unavailable"
 
 
+def test_a_slow_engine_is_a_503(engine: FakeEngine, pool: SharedPool, tmp_path: Path) -> None:
+    with serving(engine, tmp_path, checker=pool, request_timeout_s=0.3) as server:
+        engine.token_delay_s = 0.5
+        response = server.chat()
+        assert response.status_code == 503
+        assert "in time" in response.json()["error"]["message"]
+        assert response.headers["retry-after"]
+        server.until(lambda: engine.aborted == 1, timeout_s=1)
+
+
 def test_a_stream_that_breaks_ends_with_an_error_and_without_done(server: Running) -> None:
     server.engine.break_stream_after = 3
     text = server.chat(stream=True).text

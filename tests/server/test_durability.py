@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import resource
 import signal
 import socket
 import subprocess
@@ -46,6 +47,39 @@ def test_killed_servers_lose_nothing(engine: FakeEngine, tmp_path: Path, kills: 
     assert acknowledged
     assert given
     _check(tmp_path, acknowledged, given)
+
+
+def test_a_full_disk_is_a_503_and_recovers_by_itself(engine: FakeEngine, tmp_path: Path) -> None:
+    with _victim(tmp_path, engine) as (process, url), httpx.Client(base_url=url) as http:
+        body = {"model": "code", "messages": MESSAGES}
+        assert http.post("/v1/chat/completions", json=body).status_code == 200
+        # No file of the server's may grow any more: what a full disk does, for one process.
+        resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (1024, resource.RLIM_INFINITY))
+        for _ in range(5):
+            response = http.post("/v1/chat/completions", json=body)
+            assert response.status_code == 503
+            assert response.headers["retry-after"]
+            assert response.json()["error"]["code"] == "record_unavailable"
+        asked = len(engine.requests)
+        assert asked < 5  # once it is known, generation is not even begun
+        ready = http.get("/ready")
+        assert ready.status_code == 503
+        assert "record" in ready.json()["reasons"][0]
+        stream = http.post("/v1/chat/completions", json=body | {"stream": True})
+        assert stream.status_code == 503
+        unrecorded = http.post("/v1/chat/completions", json=body | {"store": False})
+        assert unrecorded.status_code == 200
+        unlimited = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
+        resource.prlimit(process.pid, resource.RLIMIT_FSIZE, unlimited)
+        deadline = time.monotonic() + 10
+        while http.get("/ready").status_code != 200:
+            assert time.monotonic() < deadline, "it did not recover"
+            time.sleep(0.1)
+        response = http.post("/v1/chat/completions", json=body)
+        assert response.status_code == 200
+        store = Store.open(f"sqlite:///{tmp_path / 'journeyman.db'}")
+        assert len(store.interactions()) == 2
+        store.close()
 
 
 @contextmanager
