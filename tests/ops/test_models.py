@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import http.server
 import json
+import os
+import subprocess
+import sys
+import threading
 import zipfile
 from pathlib import Path
+from typing import Any, ClassVar
 
 import pytest
 
@@ -240,6 +246,116 @@ def test_a_hub_id_without_a_hub_says_so(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(models, "_hub_is_reachable", lambda: False)
     with pytest.raises(ModelError, match=r"somebody/Model is not on this disk.*starter"):
         resolve("somebody/Model", cache=tmp_path)
+
+
+class Hub(http.server.BaseHTTPRequestHandler):
+    """As much of a model hub as one small model needs."""
+
+    FILES: ClassVar = {"config.json": b"{}", "model.safetensors": b"w", "tokenizer.json": b"{}"}
+    REVISION = "a" * 40
+
+    def do_GET(self) -> None:
+        path = self.path.partition("?")[0]
+        name = path.rpartition("/")[2]
+        if path == "/":
+            self.answer(200, b"hub")
+        elif path.startswith("/api/models/good/Model/tree/"):
+            files = [
+                {"type": "file", "path": file, "size": len(data), "oid": "b" * 40}
+                for file, data in self.FILES.items()
+            ]
+            self.answer(200, json.dumps(files).encode())
+        elif path.startswith("/api/models/good/Model"):
+            siblings = [{"rfilename": file, "size": 1} for file in self.FILES]
+            info = {"id": "good/Model", "sha": self.REVISION, "siblings": siblings}
+            self.answer(200, json.dumps(info).encode())
+        elif path.startswith("/good/Model/resolve/") and name in self.FILES:
+            etag = hashlib.sha1(self.FILES[name]).hexdigest()
+            self.answer(200, self.FILES[name], ETag=f'"{etag}"', commit=self.REVISION)
+        elif path.startswith("/api/models/gated/"):
+            self.answer(403, b"{}", error="GatedRepo")
+        elif path.startswith("/api/models/broken/"):
+            self.answer(500, b"{}")
+        else:
+            self.answer(404, b"{}", error="RepoNotFound")
+
+    do_HEAD = do_GET
+
+    def answer(
+        self, status: int, body: bytes, *, ETag: str = "", commit: str = "", error: str = ""
+    ) -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        for name, value in {
+            "ETag": ETag,
+            "X-Repo-Commit": commit,
+            "X-Error-Code": error,
+        }.items():
+            if value:
+                self.send_header(name, value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    def log_message(self, *arguments: object) -> None:
+        pass
+
+
+RESOLVE = """
+import json, sys
+from pathlib import Path
+from ops.errors import ModelError
+from ops.models import as_json, resolve
+for wanted in sys.argv[2:]:
+    try:
+        print(json.dumps(as_json(resolve(wanted, cache=Path(sys.argv[1])))))
+    except ModelError as error:
+        print(json.dumps(str(error)))
+"""
+
+
+def resolve_elsewhere(folder: Path, *wanted: str, **environment: str) -> list[Any]:
+    """Resolve in a process of its own: the hub's client reads its environment at import."""
+    clean = {k: v for k, v in os.environ.items() if not k.startswith("HF_")}
+    done = subprocess.run(
+        [sys.executable, "-c", RESOLVE, str(folder / "cache"), *wanted],
+        env={**clean, "HF_HOME": str(folder / "hf"), **environment},
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+    )
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def test_hub_ids_are_fetched_once_and_their_failures_told_apart(tmp_path: Path) -> None:
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        model, unknown, gated, broken = resolve_elsewhere(
+            tmp_path,
+            "good/Model",
+            "nobody/None",
+            "gated/Model",
+            "broken/Model",
+            HF_ENDPOINT=f"http://127.0.0.1:{server.server_port}",
+        )
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert (model["name"], model["origin"]) == ("Model", "the model hub: good/Model")
+    assert (Path(model["directory"]) / "model.safetensors").read_bytes() == b"w"
+    assert "knows no 'nobody/None'" in unknown
+    assert "accept its terms" in gated
+    assert "500" in broken
+    assert "again to go on" in broken
+    assert "\n" not in broken
+
+    assert resolve_elsewhere(tmp_path, "good/Model", HF_HUB_OFFLINE="1") == [model]
+    nowhere = resolve_elsewhere(tmp_path, "other/Model", HF_ENDPOINT="http://127.0.0.1:9")
+    assert "no model hub is reachable" in nowhere[0]
 
 
 def test_the_starters_are_pinned() -> None:
