@@ -15,7 +15,7 @@ from typing import Protocol
 from improver.policy import Policy, Sample
 from ops.records import Json
 from sandbox.errors import SandboxError
-from sandbox.extract import extract_program
+from sandbox.extract import program_for
 from sandbox.spec import Spec
 from sandbox.types import INFRASTRUCTURE, Verification
 
@@ -55,7 +55,7 @@ class Attempted:
 
 async def judge(pool: Judge, sample: Sample, spec: Spec) -> Attempted:
     """Judge one answer by all examples of `spec`, hidden ones included."""
-    program = extract_program(sample.text, entry_point=spec.entry_point)
+    program = program_for(sample.text, spec)
     if program is None:
         return Attempted(sample=sample, program=None, verification=None, verdict=NO_PROGRAM)
     try:

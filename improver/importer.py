@@ -50,7 +50,7 @@ from ops.records import (
 )
 from ops.store import Recording, Store
 from sandbox.errors import SandboxError, SpecError
-from sandbox.extract import extract_program
+from sandbox.extract import extract_program, program_for
 from sandbox.spec import Example, Spec, literal_calls, parse_spec
 from sandbox.types import Verification
 
@@ -429,13 +429,12 @@ def read_plain(row: Json) -> Entry:
         raise _BadRow(f"{unknown[0]}: not a field of this shape")
     messages = _messages(row)
     spec = None if row.get("spec") is None else parse_spec(row["spec"], location="spec")
-    entry_point = spec.entry_point if spec is not None else None
     if row.get("program") is not None:
         program: str | None = _text(row, "program")
         answer = f"```python\n{str(program).rstrip()}\n```"
     else:
         answer = _text(row, "answer")
-        program = extract_program(answer, entry_point=entry_point)
+        program = extract_program(answer) if spec is None else program_for(answer, spec)
     if program is None:
         raise _BadRow("answer: there is no program in it")
     feedback: list[tuple[Metric, bool | float | str]] = []

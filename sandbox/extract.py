@@ -7,9 +7,11 @@ time is linear in the length of the answer (of which the first 400,000 character
 
 from __future__ import annotations
 
+import ast
 import re
 from dataclasses import dataclass
 
+from sandbox.spec import Spec
 from sandbox.syntax import parse_bounded
 
 MAX_CHARS = 400_000
@@ -68,6 +70,65 @@ def extract_program(
         # A fence in another language is an answer in another language.
         return None
     return _unfenced(text)
+
+
+def program_for(text: str, spec: Spec) -> str | None:
+    """Pick the program out of an answer to a request with a specification.
+
+    Where the checks call a function, what the model wrote below it to try it out (asserts with its
+    own expectations, prints, a main block) is left away: it is not what was asked for, and small
+    models get their own expectations wrong about as often as the function. Scripts and notebook
+    cells are taken whole.
+
+    Args:
+        text: The answer.
+        spec: The request's specification.
+
+    Returns:
+        As `extract_program`.
+    """
+    source = extract_program(text, entry_point=spec.called)
+    if source is None or spec.stdio or spec.cells or not (spec.examples or spec.tests):
+        return source
+    return without_trials(source)
+
+
+def without_trials(source: str) -> str:
+    """Leave away top-level asserts, prints and the main block of a module that defines something.
+
+    Every other line stays as it is. Source that cannot be parsed, or would be left without a
+    definition, is returned unchanged.
+    """
+    tree = parse_bounded(source)
+    if tree is None:
+        return source
+    kept = [node for node in tree.body if not _is_trial(node)]
+    if not any(isinstance(n, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)) for n in kept):
+        return source
+    needed = {line for node in kept for line in range(node.lineno, (node.end_lineno or 0) + 1)}
+    away = {
+        line
+        for node in tree.body
+        if _is_trial(node)
+        for line in range(node.lineno, (node.end_lineno or 0) + 1)
+    } - needed
+    if not away:
+        return source
+    lines = source.split("\n")
+    left = [line for number, line in enumerate(lines, 1) if number not in away]
+    # "# Test cases" at the end announces what is not there any more.
+    while left and (not left[-1].strip() or left[-1].startswith("#")):
+        left.pop()
+    return _tidy(left)
+
+
+def _is_trial(node: ast.stmt) -> bool:
+    if isinstance(node, ast.If):
+        test = node.test
+        return isinstance(test, ast.Compare) and ast.unparse(test.left) == "__name__"
+    if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
+        return ast.unparse(node.value.func) in ("print", "doctest.testmod", "unittest.main")
+    return isinstance(node, ast.Assert)
 
 
 def _blocks(text: str) -> list[_Block]:

@@ -201,6 +201,17 @@ class Spec(_Part):
         )
 
     @property
+    def called(self) -> str | None:
+        """The function that the checks call: `entry_point`, else what the tests name."""
+        if self.entry_point is not None:
+            return self.entry_point
+        for test in self.tests:
+            calls = literal_calls(test.code)
+            if calls:
+                return calls[0].function
+        return None
+
+    @property
     def is_empty(self) -> bool:
         """Whether it says nothing at all."""
         return self == Spec()
@@ -570,7 +581,7 @@ def _render_types(spec: Spec) -> list[str]:
 
 
 def _render_examples(spec: Spec) -> list[str]:
-    name = spec.entry_point or _first_function(spec) or "solution"
+    name = spec.called or "solution"
     lines = []
     for example in spec.examples[:MAX_SHOWN]:
         parts = [_show(arg) for arg in example.args]
@@ -596,14 +607,6 @@ def _render_cell(cell: Cell) -> list[str]:
         for name, form in items.items():
             lines.append(f"{title} variable `{name}` = {_show(form)}")
     return lines
-
-
-def _first_function(spec: Spec) -> str | None:
-    for test in spec.tests:
-        calls = literal_calls(test.code)
-        if calls:
-            return calls[0].function
-    return None
 
 
 def _show(form: Any) -> str:

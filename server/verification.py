@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from ops import metrics
 from ops.records import Execution, Json, Source, new_id, now
 from sandbox.errors import SandboxError
-from sandbox.extract import extract_program
+from sandbox.extract import program_for
 from sandbox.spec import Spec
 from sandbox.types import ExampleResult, Tier, Verdict, Verification
 
@@ -146,7 +146,7 @@ class Judge:
     @staticmethod
     def program(text: str, spec: Spec) -> Program | None:
         """Take the program out of an answer; None when it holds none."""
-        source = extract_program(text, entry_point=spec.entry_point)
+        source = program_for(text, spec)
         if source is None:
             return None
         digest = hashlib.sha256(source.encode("utf-8", "surrogatepass")).hexdigest()

@@ -1,12 +1,15 @@
 """Programs out of answers: fences, prose, truncation, hostile text."""
 
+
+
 import time
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sandbox.extract import extract_program
+from sandbox.extract import extract_program, program_for, without_trials
+from sandbox.spec import Spec
 
 F = "def f(x):\n    return x\n"
 
@@ -85,3 +88,42 @@ def test_hostile_answers_take_bounded_time(answer: str) -> None:
     began = time.process_time()
     extract_program(answer, entry_point="f")
     assert time.process_time() - began < 3
+
+
+SOLVED = "def f(x):\n    # keep\n    return x\n"
+
+
+@pytest.mark.parametrize(
+    "tail",
+    [
+        "\nassert f(1) == 2\n",
+        "\n# Test cases\nprint(f(1))\nassert f(2) == 3, 'no'\n",
+        "\nif __name__ == '__main__':\n    assert f(1) == 2\n",
+        "\n\nassert (\n    f(1)\n    == 2\n)\n",
+    ],
+)
+def test_the_models_own_trials_are_not_part_of_its_function(tail: str) -> None:
+    spec = Spec(tests=({"code": "assert f(1) == 1"},))
+    assert program_for(f"```python\n{SOLVED}{tail}```", spec) == SOLVED
+
+
+def test_a_script_or_cell_is_taken_whole() -> None:
+    code = "def f(x):\n    return x\n\nprint(f(int(input())))\n"
+    spec = Spec(stdio=({"input": "1\n", "output": "1\n"},))
+    assert program_for(f"```python\n{code}```", spec) == code
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["print(1)\n", "assert True\n", "def f(:\n", "def f(x): return x; assert 0\n", "x = 1\n"],
+)
+def test_what_defines_nothing_or_cannot_be_told_apart_stays(source: str) -> None:
+    assert without_trials(source) == source
+
+
+def test_the_function_that_tests_name_is_the_one_looked_for() -> None:
+    text = (
+        "```python\ndef f(x):\n    return x\n```\nUse it:\n```python\n" + "y = f(1)\n" * 9 + "```"
+    )
+    spec = Spec(tests=({"code": "assert f(1) == 1"},))
+    assert program_for(text, spec) == "def f(x):\n    return x\n"

@@ -121,7 +121,7 @@ def test_marks_are_obeyed_and_splitting_twice_changes_nothing() -> None:
     assert parse_spec(spec.marked().to_json()).visible() == spec.visible()
 
 
-@given(st.lists(st.integers(10**6, 10**9), min_size=4, max_size=20, unique=True))
+@given(st.lists(st.integers(10**6, 10**9), min_size=4, max_size=15, unique=True))
 def test_hidden_values_are_never_rendered(numbers: list[int]) -> None:
     spec = parse_spec({"examples": [{"input": [f"<{n}>"], "output": f"[{n}]"} for n in numbers]})
     text = render(spec)
