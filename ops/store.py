@@ -728,7 +728,8 @@ class Store:
     def _insert(self, connection: Connection, records: Sequence[Any]) -> None:
         if records:
             table = self._tables[type(records[0])]
-            connection.execute(sa.insert(table), [asdict(record) for record in records])
+            # Not `asdict`: it would copy every message and choice deeply, on the hot path.
+            connection.execute(sa.insert(table), [dict(vars(record)) for record in records])
 
     def _select(self, record: type[R], query: sa.Select[Any]) -> list[R]:
         names = [field.name for field in fields(record)]  # type: ignore[arg-type]
