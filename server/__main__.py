@@ -49,6 +49,8 @@ def main() -> int:
     except SettingsError as error:
         print(f"journeyman: {error}", file=sys.stderr)
         return 2
+    # The writer thread would otherwise hold up the event loop for 5 ms at a time.
+    sys.setswitchinterval(0.0005)
     server = _Server(
         uvicorn.Config(
             app,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import socket
 import threading
 import time
@@ -27,6 +28,11 @@ from server.verification import Checker
 from tests.fake_engine import FakeEngine
 
 POLL_S = 0.05
+
+
+def environment() -> dict[str, str]:
+    """The environment of a server in a process of its own: it may keep its compiled modules."""
+    return {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
 
 
 @dataclass

@@ -21,6 +21,7 @@ import pytest
 
 from ops.store import Store
 from tests.fake_engine import PROGRAM, FakeEngine
+from tests.server.conftest import environment
 
 VICTIM = Path(__file__).with_name("victim.py")
 SPEC = {"entry_point": "add", "examples": [{"input": [1, 2], "output": 3}]}
@@ -87,7 +88,9 @@ def _victim(tmp_path: Path, engine: FakeEngine) -> Iterator[tuple[subprocess.Pop
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    process = subprocess.Popen([sys.executable, VICTIM, str(tmp_path), engine.url, str(port)])
+    process = subprocess.Popen(
+        [sys.executable, VICTIM, str(tmp_path), engine.url, str(port)], env=environment()
+    )
     url = f"http://127.0.0.1:{port}"
     try:
         deadline = time.monotonic() + 60

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import socket
 import subprocess
@@ -15,6 +14,7 @@ import httpx
 
 from ops.store import Store
 from tests.fake_engine import PROGRAM, FakeEngine
+from tests.server.conftest import environment
 
 ROOT = Path(__file__).parents[2]
 
@@ -24,7 +24,7 @@ def _start(tmp_path: Path, **environment: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "server", "--data-dir", str(tmp_path)],
         cwd=ROOT,
-        env={**os.environ, **given},
+        env=environment() | given,
         stderr=subprocess.PIPE,
         text=True,
     )
