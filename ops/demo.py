@@ -13,6 +13,7 @@ import argparse
 import asyncio
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -36,6 +37,7 @@ from ops.store import Store
 
 EXAMPLES = Path(__file__).parent / "examples"
 CONCURRENCY = 4
+SEED = 7
 
 console = Console()
 
@@ -101,6 +103,9 @@ def main(arguments: list[str] | None = None) -> int:
     except OpsError as error:
         console.print(f"[red]{error}[/red]")
         return 1
+    except KeyboardInterrupt:
+        console.print("stopped; `journeyman improve --resume` goes on with a cycle that had begun")
+        return 130
     return 0
 
 
@@ -128,8 +133,7 @@ def _run(settings: Settings, inputs: Inputs, count: int) -> None:
 
 async def _ask(settings: Settings, tasks: Path, count: int) -> list[Any]:
     """Send the tasks as spec requests: the first assert visible, the others hidden."""
-    rows = [json.loads(line) for line in tasks.read_text(encoding="utf-8").splitlines()]
-    usable = [row for row in rows if len(row["test_list"]) > 1 and not row.get("test_setup_code")]
+    chosen = _choose(tasks, count)
     gate = asyncio.Semaphore(CONCURRENCY)
     client = openai.AsyncOpenAI(base_url=f"{settings.server_url}/v1", api_key=_key(), timeout=900)
 
@@ -149,9 +153,24 @@ async def _ask(settings: Settings, tasks: Path, count: int) -> list[Any]:
         return answer
 
     with Progress(console=console, transient=True) as progress:
-        bar = progress.add_task("requests", total=len(usable[:count]))
+        bar = progress.add_task("requests", total=len(chosen))
         async with client:
-            return await asyncio.gather(*(one(row) for row in usable[:count]))
+            return await asyncio.gather(*(one(row) for row in chosen))
+
+
+def _choose(tasks: Path, count: int) -> list[dict[str, Any]]:
+    """Draw tasks that may be learned from: MBPP's test split is not, nor what step 1 brought."""
+    rows = [json.loads(line) for line in tasks.read_text(encoding="utf-8").splitlines()]
+    usable = [
+        row
+        for row in rows
+        if len(row["test_list"]) > 1
+        and not row.get("test_setup_code")
+        and row.get("split", "train") in ("train", "validation")
+        and not row.get("ilf_annotated")
+    ]
+    random.Random(SEED).shuffle(usable)
+    return usable[:count]
 
 
 def _key() -> str:
