@@ -35,6 +35,9 @@ RESULT = "result"
 class Runner(Protocol):
     """What is needed of `sandbox.pool.Pool`; its failures are `SandboxError`."""
 
+    workers: int
+    """How many programs run at once."""
+
     async def run(
         self,
         code: str,
@@ -112,10 +115,14 @@ async def _trace_tables(
     name = str(described["name"])
     if any(path.startswith(f"outputs.{name}.") for path in description.get("volatile", ())):
         return Rejected(reason="not repeatable", detail=name)
-    again = await runner.run(program, variables=context.tables, outputs=[name])
-    if failure := _failure(again):
-        return failure
-    value = (again.outputs or {}).get(name)
+    if "value" in described:
+        value = values.decode(described["value"])
+    else:
+        # Too big for a description.
+        again = await runner.run(program, variables=context.tables, outputs=[name])
+        if failure := _failure(again):
+            return failure
+        value = (again.outputs or {}).get(name)
     if why := trivial(value, context.tables.values()):
         return Rejected(reason="trivial output", detail=why)
     if why := await _ignores(runner, program, context, name, value, seed):
@@ -236,18 +243,23 @@ def _absent(cell: Any) -> bool:
 def settle(program: str, context: Context) -> str | None:
     """Make an answer of the model a program that stands by itself; None where it is no Python.
 
-    Loading the context again is taken out (the tables are there), a last bare expression gets a
-    name, as a notebook would show it, and imports of the context that are used are written in.
+    Loading the context again is taken out (the tables are there), imports of the context that are
+    used are written in, and where nothing else is named a last bare expression gets a name, as a
+    notebook would show it.
     """
     tree = parse_bounded(program)
     if tree is None or not tree.body:
         return None
+
+    def again(node: ast.stmt) -> bool:
+        return _loads_again(node, context)
+
     lines = program.split("\n")
     final = tree.body[-1]
-    if not context.calls and isinstance(final, ast.Expr) and (value := _shown(final.value)):
-        if isinstance(value, ast.Name):
-            pass
-        elif value is final.value:
+    names_something = any(isinstance(n, ast.Assign) for n in tree.body if not again(n))
+    value = _shown(final.value) if isinstance(final, ast.Expr) else None
+    if isinstance(final, ast.Expr) and value and not context.calls and not names_something:
+        if value is final.value:
             lines[final.lineno - 1] = f"{RESULT} = {lines[final.lineno - 1]}"
         else:
             text = ast.get_source_segment(program, value) or ast.unparse(value)
@@ -255,7 +267,7 @@ def settle(program: str, context: Context) -> str | None:
             lines.append(f"print({RESULT})")
     drop: set[int] = set()
     for node in tree.body[:-1]:
-        if _loads_again(node, context) and node.end_lineno is not None:
+        if again(node) and node.end_lineno is not None:
             drop.update(range(node.lineno, node.end_lineno + 1))
     # The last statement may have grown: what is dropped lies before it.
     kept = [line for number, line in enumerate(lines, 1) if number not in drop]

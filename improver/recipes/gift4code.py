@@ -125,6 +125,8 @@ class Gift4Code:
         self._contexts = contexts
         self._runner = runner
         self._replay = replay
+        # A description needs a second sandbox: where all are busy, the pool would start a new one.
+        self._traces = asyncio.Semaphore(max(1, runner.workers - 1))
 
     async def build(self, cases: Sequence[object], tools: Tools) -> Built:
         """Make rows out of the contexts.
@@ -158,7 +160,7 @@ class Gift4Code:
         key = f"{self.name}:{context.id}"
         done = tools.journal.done.get(key)
         if done is None:
-            done = await _Work(context, self._options, self._runner, tools).run()
+            done = await _Work(context, self._options, self._runner, self._traces, tools).run()
             tools.journal.add(key, done)
         tools.on_case()
         return done
@@ -223,10 +225,18 @@ class Gift4Code:
 class _Work:
     """One context: intents, programs, traces, specifications, rows."""
 
-    def __init__(self, context: Context, options: Options, runner: Runner, tools: Tools) -> None:
+    def __init__(
+        self,
+        context: Context,
+        options: Options,
+        runner: Runner,
+        traces: asyncio.Semaphore,
+        tools: Tools,
+    ) -> None:
         self.context = context
         self.options = options
         self.runner = runner
+        self.traces = traces
         self.tools = tools
         self.seed = case_seed(tools.seed, f"gift4code:{context.id}")
         self.rows: list[Json] = []
@@ -294,7 +304,8 @@ class _Work:
             seen.add(digest)
             self.counts["programs_distinct"] += 1
             try:
-                traced = await trace(self.runner, program, self.context, seed=seed)
+                async with self.traces:
+                    traced = await trace(self.runner, program, self.context, seed=seed)
             except SandboxError as error:
                 traced = Rejected(reason=SANDBOX, detail=str(error))
             if isinstance(traced, Rejected):
@@ -356,7 +367,8 @@ class _Work:
         if not spec.has_checks:
             return "OK"
         try:
-            verification = await self.runner.check(program, spec)
+            async with self.traces:
+                verification = await self.runner.check(program, spec)
         except SandboxError:
             return SANDBOX
         return "OK" if verification.verified else str(verification.verdict)
