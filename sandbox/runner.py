@@ -224,7 +224,8 @@ class Zygote:
     @property
     def lost(self) -> bool:
         """Whether it died or was given up."""
-        return self._lost
+        dead = self._process is not None and self._process.poll() is not None
+        return self._lost or dead
 
     @property
     def idle(self) -> bool:
@@ -260,6 +261,15 @@ class Zygote:
             raise SandboxError(f"cannot start the zygote: {error}") from error
         finally:
             there.close()
+        try:
+            await self._warm_up(here)
+        except BaseException:
+            # Also when whoever waits for it is cancelled: nobody else knows the process.
+            self._give_up()
+            self._process.wait(SILENCE_S)
+            raise
+
+    async def _warm_up(self, here: socket.socket) -> None:
         self._loop.add_reader(here, self._on_control)
         config = {
             "tier": int(self.config.tier),
@@ -270,7 +280,6 @@ class Zygote:
         here.send(json.dumps(config).encode())
         if not await self._wait(lambda: self._ready, self._loop.time() + START_S):
             reason = self._failed or ("it died" if self._lost else "it did not get ready")
-            await self.close()
             raise SandboxError(f"the zygote did not start: {reason}")
 
     async def close(self) -> None:
@@ -280,8 +289,13 @@ class Zygote:
         if process is None:
             return
         deadline = self._loop.time() + SILENCE_S
-        while process.poll() is None and self._loop.time() < deadline:
-            await asyncio.sleep(0.002)
+        try:
+            while process.poll() is None and self._loop.time() < deadline:
+                await asyncio.sleep(0.002)
+        except asyncio.CancelledError:
+            # It was killed, and a dead process is reaped by nobody else.
+            process.wait(SILENCE_S)
+            raise
         if process.poll() is None:
             raise SandboxError(f"zygote {process.pid} does not die")
 

@@ -1,7 +1,5 @@
 """Programs out of answers: fences, prose, truncation, hostile text."""
 
-
-
 import time
 
 import pytest
