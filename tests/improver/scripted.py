@@ -78,6 +78,7 @@ def firewall() -> Firewall:
 
 def tools(model: Model, pool: Any, directory: Path) -> tuple[Tools, Journal]:
     """Tools and their journal, which the caller enters."""
+    directory.mkdir(exist_ok=True)
     journal = Journal(directory / "journal.jsonl")
     made = Tools(policy=model.policy(), pool=pool, firewall=firewall(), journal=journal, seed=7)
     return made, journal
