@@ -370,19 +370,13 @@ class Adapters:
             )
         path = str(directory.resolve())
         with this.phase("load"):
-            there = listed.get(adapter.name)
-            if there is None:
-                await self._engine.load(adapter.name, path)
-            elif there.root != path:
-                raise EngineUnavailable(
-                    f"the engine knows {adapter.name} from {there.root}; a name is never reused"
-                )
+            await self._load(adapter.name, path, listed)
         try:
             with this.phase("readback"):
                 models = {model.id: model for model in await self._engine.models()}
                 found = models.get(adapter.name)
                 if found is None or found.root != path:
-                    raise _Unproved(f"the engine does not list {adapter.name} after loading it")
+                    raise EngineUnavailable(f"the engine does not list {adapter.name} any more")
             with this.phase("probe"):
                 result = await run_probe(
                     self._engine,
@@ -393,7 +387,9 @@ class Adapters:
                 )
             if not result.accepted:
                 raise _Unproved(result.reason, asdict(result))
-        except (_Unproved, ArtifactError, EngineRefusal):
+        except (_Unproved, ArtifactError, EngineRefusal) as error:
+            if isinstance(error, EngineRefusal) and error.status == 404:
+                raise EngineUnavailable(f"the engine lost {adapter.name}") from error
             await self._try_unload(adapter.name)
             raise
         served = Served(
@@ -404,6 +400,31 @@ class Adapters:
             base_root=base.root,
         )
         return _Loaded(served=served, adapter=adapter, probe=asdict(result))
+
+    async def _load(self, name: str, path: str, listed: dict[str, Model]) -> None:
+        """Load an adapter unless the engine has it, from this very path, from before.
+
+        Raises:
+            LoadRefused: the engine read it and would not have it.
+            EngineUnavailable: the engine is dying, or has another adapter of this name.
+        """
+        there = listed.get(name)
+        if there is None:
+            try:
+                await self._engine.load(name, path)
+                return
+            except LoadRefused:
+                # A dying engine answers 500 as well, and another server may have been faster.
+                if not await self._engine.healthy():
+                    raise EngineUnavailable("the engine died while it loaded an adapter") from None
+                models = {model.id: model for model in await self._engine.models()}
+                there = models.get(name)
+                if there is None:
+                    raise
+        if there.root != path:
+            raise EngineUnavailable(
+                f"the engine knows {name} from {there.root}; a name is never used twice"
+            )
 
     async def _refuse(self, this: _Try, alias: Alias, error: Exception) -> None:
         """The adapter's fault: take it out of the registry's aliases, for good."""

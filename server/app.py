@@ -19,7 +19,7 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -81,6 +81,7 @@ def create_app(
     app.add_exception_handler(ServerError, _render)
     app.add_exception_handler(RequestValidationError, _render_validation)
     app.add_exception_handler(HTTPException, _render_http)
+    app.add_exception_handler(ClientDisconnect, _render_gone)
     app.add_exception_handler(Exception, _render_unexpected)
     return app
 
@@ -258,6 +259,11 @@ async def _render_http(request: Request, error: Exception) -> Response:
     )
     headers = dict(getattr(error, "headers", None) or {})
     return JSONResponse(refused.body(), status_code=status, headers=headers)
+
+
+async def _render_gone(request: Request, error: Exception) -> Response:
+    """The client went away while it was still sending; nobody reads this."""
+    return Response(status_code=499)
 
 
 async def _render_unexpected(request: Request, error: Exception) -> Response:

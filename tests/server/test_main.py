@@ -19,8 +19,8 @@ from tests.server.conftest import environment
 ROOT = Path(__file__).parents[2]
 
 
-def _start(tmp_path: Path, **environment: str) -> subprocess.Popen[str]:
-    given = {f"JOURNEYMAN_{name.upper()}": value for name, value in environment.items()}
+def _start(tmp_path: Path, **settings: str) -> subprocess.Popen[str]:
+    given = {f"JOURNEYMAN_{name.upper()}": value for name, value in settings.items()}
     return subprocess.Popen(
         [sys.executable, "-m", "server", "--data-dir", str(tmp_path)],
         cwd=ROOT,
