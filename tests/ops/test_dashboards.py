@@ -25,7 +25,6 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.metrics import MetricWrapperBase
 
 from ops import metrics
-from ops.settings import Settings
 
 ROOT = Path(__file__).parents[2]
 HERE = ROOT / "ops" / "dashboards"
@@ -247,17 +246,6 @@ def test_the_runbook_has_a_section_for_every_alert_and_no_other() -> None:
             assert part in text, f"{title}: {part}"
         severity = ALERTS[title]["labels"]["severity"]
         assert text.lstrip().startswith(f"*{severity}*"), title
-
-
-def test_the_runbook_names_settings_that_exist() -> None:
-    text = RUNBOOK.read_text(encoding="utf-8")
-    named = set(re.findall(r"`((?:engine|server|sandbox|store|improver)\.[a-z_.]+)`", text))
-    assert named
-    for name in named:
-        value: Any = Settings.model_fields
-        for part in name.split("."):
-            kind = value[part].annotation
-            value = getattr(kind, "model_fields", {})
 
 
 # --- with Debian's prometheus package ---------------------------------------------------------

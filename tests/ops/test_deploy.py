@@ -17,10 +17,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 import yaml
 
-from ops.settings import Settings
-from sandbox import seccomp
+from ops import cli
+from ops.settings import ServerSettings, Settings
+from sandbox import seccomp, values
+from sandbox.pool import Pool
+from sandbox.spec import Cell, Example, Spec, Stdio, Test, Variable, parse_spec, render
+from sandbox.types import Tier, Verdict
+from server.app import create_app
+from server.protocol import METRIC_TYPES, FeedbackIn, SpecOptions, read_spec
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "ops" / "deploy"
@@ -358,3 +365,170 @@ def test_every_variable_is_a_setting() -> None:
         for inner in getattr(field.annotation, "model_fields", {}):
             known.add(f"JOURNEYMAN_{name.upper()}__{inner.upper()}")
     assert [found for found in settings_named() if found[1] not in known] == []
+
+
+# --- pages ------------------------------------------------------------------------------------
+
+
+def page(name: str) -> str:
+    return (DOCS / name).read_text(encoding="utf-8")
+
+
+PAGES = sorted(path.name for path in DOCS.glob("*.md"))
+
+_BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.M | re.S)
+SPECS = [
+    (json.loads(spec), text, program)
+    for spec, text, program in re.findall(
+        r"```json\n(.*?)```\n\n```text\n(.*?)```\n\n```python\n(.*?)```", page("io_spec.md"), re.S
+    )
+]
+
+
+def spec_of(request: dict[str, Any]) -> Spec:
+    return parse_spec({k: v for k, v in request.items() if k not in SpecOptions.model_fields})
+
+
+def test_every_json_block_is_a_specification_with_its_text_and_a_program() -> None:
+    blocks = [
+        json.loads(body) for kind, body in _BLOCK.findall(page("io_spec.md")) if kind == "json"
+    ]
+    assert blocks == [request for request, _, _ in SPECS]
+    for request in blocks:
+        spec = spec_of(request)
+        assert parse_spec(spec.to_json()) == spec
+        read = read_spec(request, prompt="", n=1, default_candidates=4, max_candidates=32)
+        assert read is not None
+
+
+@pytest.mark.parametrize(("request_", "text", "program"), SPECS)
+def test_the_model_reads_what_the_page_says(
+    request_: dict[str, Any], text: str, program: str
+) -> None:
+    assert render(spec_of(request_)) == text.strip()
+    compile(program, "page", "exec")
+
+
+@pytest.mark.slow
+@pytest.mark.isolation
+async def test_the_programs_of_the_page_pass() -> None:
+    async with Pool(workers=1, recheck_s=0) as pool:
+        for request, _, program in SPECS:
+            verification = await pool.check(program, spec_of(request))
+            assert verification.verdict is Verdict.OK, verification.feedback()
+            assert verification.verified == spec_of(request).has_checks
+
+
+def test_every_field_of_a_specification_is_described() -> None:
+    text = page("io_spec.md")
+    for model in (Spec, Example, Test, Stdio, Cell, Variable, SpecOptions):
+        missing = [name for name in model.model_fields if f"`{name}`" not in text]
+        assert missing == [], model.__name__
+    defaults = ServerSettings()
+    assert f"with checks {defaults.default_candidates} by default" in text
+    assert f"{defaults.max_candidates} at most" in text
+    assert all(f"`{verdict.value}`" in text for verdict in Verdict)
+    assert all(f"`{tier.label}`" in text for tier in Tier)
+
+
+def test_every_form_of_a_value_is_shown_and_read() -> None:
+    table = page("io_spec.md").split("## Values")[1].split("## Comparison")[0]
+    forms = [json.loads(form) for form in re.findall(r"`(\{\"\$.*?\})`", table)]
+    for form in forms:
+        values.decode(form)
+    shown = {tag for form in forms for tag in form}
+    assert shown == set(re.findall(r'\{"(\$\w+)"', values.__doc__ or ""))
+
+
+def test_the_routes_of_the_clients_page_are_those_of_the_server() -> None:
+    table = page("clients.md").split("## The routes")[1]
+    named = set(re.findall(r"`(GET|POST|DELETE|PUT|PATCH) (/[^`]*)`", table))
+    document = create_app(Settings()).openapi()
+    served = {
+        (method.upper(), path) for path, methods in document["paths"].items() for method in methods
+    }
+    assert named == served
+
+
+def test_the_clients_page_names_the_metrics_of_feedback() -> None:
+    rows = re.findall(r"^\| `(\w+)` \| (\w+) \|", page("clients.md"), re.M)
+    words = {"boolean": (bool,), "number": (int, float), "text": (str,)}
+    assert {name: words[kind] for name, kind in rows} == METRIC_TYPES
+
+
+def test_the_examples_of_the_clients_page_are_well_formed() -> None:
+    for kind, body in _BLOCK.findall(page("clients.md")):
+        if kind == "python":
+            compile(body, "clients.md", "exec")
+        elif kind == "yaml":
+            for model in _models(yaml.safe_load(body)):
+                assert model.get("apiBase", model.get("api_base")) == "http://127.0.0.1:8000/v1"
+        else:
+            subprocess.run(["bash", "-n", "-c", body], check=True)
+            for given in re.findall(r"-d '(\{.*?\})'", body, re.S):
+                request = json.loads(given)
+                if "io_spec" in request:
+                    spec_of(request["io_spec"])
+                else:
+                    FeedbackIn.model_validate(request)
+
+
+def _models(config: Any) -> list[dict[str, Any]]:
+    models: list[dict[str, Any]] = config["models"] if isinstance(config, dict) else config
+    return models
+
+
+def commands() -> Iterator[tuple[str, list[str]]]:
+    for name in PAGES:
+        for line in re.findall(r"`(?:journeyman|ops/run) ([a-z][^`]*)`", page(name)):
+            yield name, shlex.split(line)
+
+
+@pytest.mark.parametrize(("name", "words"), list(commands()))
+def test_every_command_on_the_pages_exists(name: str, words: list[str]) -> None:
+    if words[0] in ("setup", "test", "check", "lock"):  # of ops/run itself
+        assert f"\n  {words[0]})" in (ROOT / "ops" / "run").read_text(encoding="utf-8")
+        return
+    command: Any = typer.main.get_command(cli.app)
+    context = command.make_context("journeyman", list(words), resilient_parsing=True)
+    rest = list(words)
+    while rest and isinstance(command, type(typer.main.get_group(cli.app))):
+        _, found, rest = command.resolve_command(context, rest)
+        assert found is not None, words
+        command = found
+    if command.context_settings.get("ignore_unknown_options"):  # another package's command: ask it
+        module = {"sandbox": "sandbox", "improve": "improver"}[words[0]]
+        source = (ROOT / module / "__main__.py").read_text(encoding="utf-8")
+        for word in rest:
+            assert not word[0].islower() or f'"{word}"' in source, words
+            assert not word.startswith("--") or f'"{word}"' in source, words
+        return
+    options = {option for parameter in command.params for option in getattr(parameter, "opts", ())}
+    options |= {o for parameter in command.params for o in getattr(parameter, "secondary_opts", ())}
+    assert {word for word in rest if word.startswith("-")} <= options, words
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_links_and_files_on_the_pages_exist(name: str) -> None:
+    text = page(name)
+    headings = {
+        re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-")
+        for title in re.findall(r"^#+ (.+)$", text, re.M)
+    }
+    for target in re.findall(r"\]\(([^)]+)\)", text):
+        if target.startswith("#"):
+            assert target[1:] in headings, target
+        elif not target.startswith("http"):
+            assert (DOCS / target).exists(), target
+    for path in re.findall(r"`((?:ops|server|sandbox|improver|tests)/[\w./-]+\.\w+)`", text):
+        assert (ROOT / path).exists(), path
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_settings_on_the_pages_exist(name: str) -> None:
+    pattern = r"`((?:engine|server|sandbox|store|improver)\.[a-z_.]+)`"
+    for setting in re.findall(pattern, page(name)):
+        fields: Any = Settings.model_fields
+        for part in setting.split("."):
+            assert part in fields, setting
+            fields = getattr(fields[part].annotation, "model_fields", {})
