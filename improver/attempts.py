@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Coroutine, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
 from improver.policy import Policy, Sample
 from ops.records import Json
@@ -18,6 +18,8 @@ from sandbox.errors import SandboxError
 from sandbox.extract import program_for
 from sandbox.spec import Spec
 from sandbox.types import INFRASTRUCTURE, Verification
+
+T = TypeVar("T")
 
 NO_PROGRAM = "NO_PROGRAM"
 """Verdict of an answer that holds no program at all."""
@@ -97,7 +99,22 @@ async def attempt(
     samples = await policy.sample(
         messages, n=n, temperature=temperature, max_tokens=max_tokens, seed=seed, model=model
     )
-    return list(await asyncio.gather(*(judge(pool, sample, spec) for sample in samples)))
+    return await together(judge(pool, sample, spec) for sample in samples)
+
+
+async def together(coroutines: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+    """Await all; when one fails, cancel the others and wait until they have ended.
+
+    Unlike `asyncio.gather` alone, nothing goes on behind the caller's back after a failure.
+    """
+    tasks = [asyncio.ensure_future(coroutine) for coroutine in coroutines]
+    try:
+        return list(await asyncio.gather(*tasks))
+    except BaseException:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        raise
 
 
 def program_sha256(program: str) -> str:

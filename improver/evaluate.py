@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from improver.attempts import SANDBOX_ERROR, Judge, attempt
+from improver.attempts import SANDBOX_ERROR, Judge, attempt, together
 from improver.benchmarks.base import Task
 from improver.errors import PolicyError, PolicyUnavailable, SwapError
 from improver.policy import Policy
@@ -61,11 +61,12 @@ async def wait_for_candidate(
     name = registry.get(version).name
     give_up = time.monotonic() + timeout_s
     while True:
+        listed = name in await policy.models()
         receipts = store.receipts(version=version, limit=1)
         if registry.get(version).state is AdapterState.REJECTED:
             return receipts[0].reason if receipts else "it was rejected meanwhile"
         # A receipt that refuses without a rejection says "not now": the server tries again.
-        if receipts and receipts[0].accepted and name in await policy.models():
+        if receipts and receipts[0].accepted and listed:
             return ""
         if time.monotonic() > give_up:
             why = f": {receipts[0].reason}" if receipts else "; is one running on this record?"
@@ -86,7 +87,7 @@ async def judgeable(tasks: Sequence[Task], pool: Judge) -> tuple[list[Task], lis
     async def sound(task: Task) -> bool:
         return task.reference is None or (await pool.check(task.reference, task.spec)).verified
 
-    found = await asyncio.gather(*(sound(task) for task in tasks))
+    found = await together(sound(task) for task in tasks)
     kept = [task for task, good in zip(tasks, found, strict=True) if good]
     return kept, [task.id for task, good in zip(tasks, found, strict=True) if not good]
 
@@ -124,12 +125,10 @@ async def examine(
     outcomes: list[Outcome] = []
     for start in range(0, len(plan), ROUND_TASKS):
         batch = plan[start : start + ROUND_TASKS]
-        found = await asyncio.gather(
-            *(
-                _ask(exam, suite, task, arm, models[arm], policy, pool, journal)
-                for suite, task in batch
-                for arm in Arm
-            )
+        found = await together(
+            _ask(exam, suite, task, arm, models[arm], policy, pool, journal)
+            for suite, task in batch
+            for arm in Arm
         )
         outcomes += found
         done = start + len(batch)

@@ -14,14 +14,13 @@ visible example, marked as such (the paper's section 4.3 finds written feedback 
 
 from __future__ import annotations
 
-import asyncio
 import random
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from improver.attempts import SANDBOX_ERROR, Attempted, attempt, judge, program_sha256
+from improver.attempts import SANDBOX_ERROR, Attempted, attempt, judge, program_sha256, together
 from improver.errors import PolicyError, PolicyUnavailable
 from improver.policy import Sample
 from improver.recipes.base import (
@@ -73,7 +72,7 @@ class Ilf:
 
     async def build(self, cases: Sequence[Case], tools: Tools) -> Built:
         """Refine every case, keep what passes, choose one per task."""
-        tried = await asyncio.gather(*(self._try(case, tools) for case in cases))
+        tried = await together(self._try(case, tools) for case in cases)
         rows: list[Row] = []
         drops: list[Drop] = []
         for found in tried:

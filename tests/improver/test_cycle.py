@@ -1,0 +1,399 @@
+"""The whole story on fakes: every stage, killed after every stage, skipped, refused, rejected."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from improver import importer, report
+from improver.benchmarks.builtin import Builtin
+from improver.cycle import CycleRun, Means, Plan, start
+from improver.errors import CycleError
+from improver.policy import Policy
+from improver.types import TrainJob, to_json
+from ops.models import Model
+from ops.records import AdapterState, Alias, Cycle, CycleState, Feedback, Metric, Source
+from ops.registry import Registry
+from ops.settings import GateSettings, IlfSettings, ImproverSettings, TrainSettings
+from ops.store import Store
+from tests.improver.conftest import BASE, ExecJudge, StubServer
+
+EXAMPLES = Path(__file__).parents[2] / "ops" / "examples" / "feedback.jsonl"
+STAGES = ("collect", "build", "screen", "dataset", "train", "evaluate", "decide", "release")
+TASKS = {task.spec.entry_point: task for task in Builtin().tasks()}
+NAME = re.compile(r"Signature: (\w+)\(|Call it `(\w+)`")
+
+
+class Killed(BaseException):
+    """As by `kill -9`: nothing catches it."""
+
+
+class QuietShow:
+    """Keeps the names of the stages, and can end the cycle where it stands."""
+
+    def __init__(self, kill_at: str = "") -> None:
+        self.stages: list[str] = []
+        self.stop: Callable[[], object] = lambda: None
+        self._kill_at = kill_at
+
+    def stage(self, name: str, words: str) -> None:
+        self.stages.append(name)
+        if name == self._kill_at:
+            raise Killed
+
+    def progress(self, done: int, total: int, note: str = "") -> None:
+        self.stop()
+
+    def end(self, words: str) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+async def fake_train(
+    directory: Path,
+    job: TrainJob,
+    *,
+    nice: int,
+    environment: Mapping[str, str],
+    on_progress: Callable[[dict[str, Any]], None],
+) -> dict[str, Any]:
+    """Leaves what the training process leaves."""
+    adapter = directory / "adapter"
+    adapter.mkdir(exist_ok=True)
+    (adapter / "adapter_config.json").write_text(json.dumps(to_json(job)))
+    (adapter / "adapter_model.safetensors").write_bytes((directory / "train.jsonl").read_bytes())
+    on_progress({"step": 1, "steps": 1, "tokens_per_s": 1.0, "held_out_loss": 1.0})
+    return {
+        "steps": 3,
+        "stopped_early": False,
+        "loss_first": 2.0,
+        "loss_last": 1.0,
+        "tokens_per_s": 100.0,
+        "dtype": "float32",
+        "device": "cpu",
+        "peak_memory_bytes": 1 << 30,
+        "held_out_loss": 1.1,
+        "held_out_loss_base": 1.9,
+        "best_step": 3,
+    }
+
+
+@dataclass
+class World:
+    """An installation with 20 imported failures, and a server that can refine them."""
+
+    store: Store
+    registry: Registry
+    server: StubServer
+    judge: ExecJudge
+    directory: Path
+    right: dict[str, str]
+    champion_knows: Callable[[str], bool] = lambda name: False
+    candidate_knows: Callable[[str], bool] = lambda name: True
+
+    def plan(self, **changes: Any) -> Plan:
+        settings = ImproverSettings(
+            train=TrainSettings(held_out_share=0.2),
+            ilf=IlfSettings(samples=2, **changes.pop("ilf", {})),
+            gate=GateSettings(**changes.pop("gate", {})),
+        )
+        return Plan(
+            improver=settings,
+            engine_model="tiny",
+            max_lora_rank=16,
+            swap_timeout_s=5.0,
+            **changes,
+        )
+
+    def start(self, **changes: Any) -> Cycle:
+        plan = self.plan(**changes)
+        where = self.directory / "cycles"
+        return start(self.store, plan, where, trigger="test", state=CycleState.RUNNING)
+
+    async def run(self, cycle: Cycle, show: QuietShow | None = None) -> Cycle:
+        async with Policy(self.server.url, patience_s=5.0) as policy:
+            means = Means(
+                store=self.store,
+                registry=self.registry,
+                policy=policy,
+                pool=self.judge,
+                resolve=lambda name: Model(
+                    name=BASE, directory=self.directory, sha256="5a" * 32, origin="test"
+                ),
+                environment={},
+                show=show or QuietShow(),
+                train=fake_train,
+            )
+            return await CycleRun(self.store.cycle(cycle.id), means).run()
+
+    def answer(self, body: dict[str, Any], index: int) -> str:
+        text = body["messages"][-1]["content"]
+        found = NAME.search(text)
+        assert found is not None, text
+        name = found[1] or found[2]
+        if "### Feedback" in text:
+            return f"```python\n{self.right[name]}```" if index == 0 else "I do not know."
+        knows = self.candidate_knows if "@" in body["model"] else self.champion_knows
+        return f"```python\n{TASKS[name].reference}```" if knows(name) else "```python\nx = 1\n```"
+
+
+@pytest.fixture
+async def world(
+    store: Store, registry: Registry, server: StubServer, judge: ExecJudge, tmp_path: Path
+) -> World:
+    lines = EXAMPLES.read_text(encoding="utf-8").splitlines()
+    entries = [importer.read_ilf(json.loads(line)) for line in lines]
+    right = {}
+    for entry in entries:
+        assert entry.spec is not None
+        assert entry.spec.entry_point is not None
+        right[entry.spec.entry_point] = str(dict(entry.feedback)[Metric.DEMONSTRATION])
+    await importer.import_file(EXAMPLES, "ilf", store, judge)
+    server.follow(store, registry)
+    made = World(store, registry, server, judge, tmp_path, right)
+    server.script = made.answer
+    return made
+
+
+async def test_a_better_candidate_is_trained_and_promoted(world: World) -> None:
+    cycle = await world.run(world.start())
+    assert cycle.state is CycleState.SUCCEEDED, cycle.error
+    assert tuple(k for k in cycle.report if k != "dry_run") == STAGES
+    adapter = world.registry.at(Alias.CHAMPION)
+    assert adapter is not None
+    assert adapter.version == cycle.adapter_version == 1
+    assert adapter.base_sha256 == "5a" * 32
+    assert adapter.cycle_id == cycle.id
+    assert adapter.lineage["code"]
+    states = [t.to_state for t in world.store.transitions(1)]
+    assert states == [AdapterState.BUILT, AdapterState.EXAMINED, AdapterState.CHAMPION]
+    built = cycle.report["build"]
+    assert built["rows"] + sum(
+        count for reason, count in built["dropped"].items() if reason.startswith("examination")
+    ) == len(world.right)
+    assert built["rows_by_origin"] == {"refinement": built["rows"]}
+    assert built["dropped"]["refinement fails"] == len(world.right)
+    assert cycle.report["decide"]["decision"] == "promote"
+    assert cycle.report["release"]["swap"]["accepted"]
+    # Stopped early: no more was asked than was needed.
+    assert cycle.report["evaluate"]["target_asked"] < len(TASKS)
+    text = report.render(cycle)
+    assert "PROMOTE" in text
+    assert "loss 2.000 → 1.000" in text
+
+
+async def test_the_lineage_leads_from_rows_to_interactions_and_back(world: World) -> None:
+    cycle = await world.run(world.start())
+    kept = [row for row in world.store.dataset(cycle.id) if row.kept]
+    assert len(kept) == cycle.report["screen"]["rows"]
+    row = kept[0]
+    interaction = world.store.interaction(row.interaction_ids[0])
+    assert interaction.source is Source.IMPORTED
+    given = {f.id: f.metric for f in world.store.feedback(interaction.id)}
+    assert [given[f] for f in row.feedback_ids] == [Metric.COMMENT]
+    assert [a.version for a in world.store.adapters_taught_by(interaction.id)] == [1]
+
+
+async def test_hidden_checks_never_enter_a_prompt(world: World) -> None:
+    await world.run(world.start())
+    prompts = [b["messages"][-1]["content"] for b in world.server.bodies]
+    for interaction in world.store.interactions():
+        assert interaction.spec is not None
+        name = interaction.spec["entry_point"]
+        shown = [p for p in prompts if "### Feedback" in p and f"{name}(" in p.split("###")[1]]
+        assert len(shown) == 1
+        task = shown[0].split("### Program")[0]
+        assert task.count(" == ") == 1  # the visible example, and no other
+
+
+async def test_the_cycle_asks_without_being_recorded(world: World) -> None:
+    await world.run(world.start())
+    assert all(body["store"] is False for body in world.server.bodies)
+    models = {b["model"] for b in world.server.bodies}
+    assert models == {"code", BASE, "code@v1"}
+
+
+async def test_a_cycle_killed_before_every_stage_goes_on(world: World) -> None:
+    cycle = world.start()
+    for place, stage in enumerate(STAGES):
+        show = QuietShow(kill_at=stage)
+        with pytest.raises(Killed):
+            await world.run(cycle, show)
+        # Only the stage after the last kill was run again.
+        assert show.stages == list(STAGES[max(0, place - 1) : place + 1])
+        assert world.store.cycle(cycle.id).state is CycleState.RUNNING
+    ended = await world.run(cycle)
+    assert ended.state is CycleState.SUCCEEDED, ended.error
+    _promoted_once(world)
+
+
+@pytest.mark.parametrize("stage", ["build", "evaluate"])
+async def test_a_cycle_stopped_within_a_stage_asks_nothing_twice(world: World, stage: str) -> None:
+    whole = await world.run(world.start(dry_run=True))
+    world.server.delay_s = 0.01
+    cycle = world.start()
+    show = QuietShow()
+    task = asyncio.ensure_future(world.run(cycle, show))
+    show.stop = lambda: show.stages[-1] == stage and task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert whole.report["build"]["samples"] == 2 * len(world.right)
+    assert world.store.cycle(cycle.id).state is CycleState.RUNNING
+    journal = Path(cycle.directory) / f"{stage}.partial" / "journal.jsonl"
+    lines = journal.read_text(encoding="utf-8").splitlines()
+    assert lines
+    before = len(world.server.bodies)
+    ended = await world.run(cycle)
+    assert ended.state is CycleState.SUCCEEDED, ended.error
+    after = len(world.server.bodies) - before
+    answers = ended.report["evaluate"]["answers"]
+    asked = len(world.right) + answers if stage == "build" else answers
+    assert after == asked - len(lines)
+    _promoted_once(world)
+
+
+def _promoted_once(world: World) -> None:
+    assert len(world.store.adapters()) == 1
+    champion = world.registry.at(Alias.CHAMPION)
+    assert champion is not None
+    assert champion.version == 1
+    history = [t.to_state for t in world.store.transitions(1)]
+    assert history == [AdapterState.BUILT, AdapterState.EXAMINED, AdapterState.CHAMPION]
+
+
+async def test_an_equal_candidate_is_not_promoted(world: World) -> None:
+    world.champion_knows = lambda name: len(name) % 2 == 0
+    world.candidate_knows = lambda name: len(name) % 2 == 0
+    cycle = await world.run(world.start())
+    assert cycle.state is CycleState.SUCCEEDED
+    assert cycle.report["decide"]["decision"] == "continue"
+    assert cycle.report["release"]["state"] == "rejected"
+    assert world.registry.get(1).state is AdapterState.REJECTED
+    assert world.store.aliases() == {}
+    assert "undecided" in report.render(cycle)
+
+
+async def test_a_candidate_that_forgets_is_rejected(world: World) -> None:
+    world.champion_knows = lambda name: True
+    world.candidate_knows = lambda name: False
+    cycle = await world.run(world.start())
+    assert cycle.report["decide"]["decision"] == "reject"
+    assert world.registry.at(Alias.CHAMPION) is None
+
+
+async def test_a_candidate_the_server_refuses_is_rejected(world: World) -> None:
+    world.server.refuse = "the adapter changes nothing"
+    cycle = await world.run(world.start())
+    assert cycle.state is CycleState.SUCCEEDED, cycle.error
+    assert cycle.report["evaluate"]["refused"] == "the adapter changes nothing"
+    assert cycle.report["decide"]["decision"] == "reject"
+    assert world.registry.get(1).state is AdapterState.REJECTED
+    assert "changes nothing" in report.render(cycle)
+
+
+async def test_a_second_cycle_is_measured_against_the_champion(world: World) -> None:
+    await world.run(world.start())
+    world.candidate_knows = lambda name: True
+    world.server.bodies.clear()
+    cycle = await world.run(world.start(ilf={"demonstrations": False}))
+    # The same rows make the same adapter: it is known, and nothing is to be decided.
+    assert cycle.adapter_version == 1
+    assert world.store.aliases()[Alias.CHAMPION] == 1
+
+
+async def test_too_little_data_ends_as_skipped(world: World) -> None:
+    cycle = await world.run(world.start(ilf={"min_rows": 50}))
+    assert cycle.state is CycleState.SKIPPED
+    assert cycle.error is not None
+    assert "20 failed interactions" in cycle.error
+    assert "50 are wanted" in cycle.error
+    assert world.server.bodies == []
+
+
+async def test_too_few_rows_end_as_skipped_with_what_was_dropped(world: World) -> None:
+    world.right = dict.fromkeys(world.right, "x = 1\n")
+    cycle = await world.run(world.start(ilf={"demonstrations": False}))
+    assert cycle.state is CycleState.SKIPPED
+    assert cycle.error is not None
+    assert "refinement fails" in cycle.error
+
+
+async def test_a_dry_run_trains_nothing(world: World) -> None:
+    cycle = await world.run(world.start(dry_run=True))
+    assert cycle.state is CycleState.SUCCEEDED
+    assert cycle.report["dry_run"] is True
+    assert cycle.report["dataset"]["train"] > 0
+    assert world.store.adapters() == []
+
+
+async def test_a_broken_sandbox_labels_nothing(world: World) -> None:
+    cycle = world.start()
+
+    class Breaks(QuietShow):
+        def stage(self, name: str, words: str) -> None:
+            super().stage(name, words)
+            world.judge.broken = name == "build"
+
+    ended = await world.run(cycle, Breaks())
+    assert ended.state is CycleState.SKIPPED
+    assert "sandbox error" in str(ended.error)
+    assert all(row.kept is False for row in world.store.dataset(cycle.id))
+
+
+async def test_a_failed_cycle_keeps_its_error_and_can_be_resumed(world: World) -> None:
+    world.server.status = 401
+    cycle = world.start()
+    ended = await world.run(cycle)
+    # Every request was refused: nothing to learn from.
+    assert ended.state is CycleState.SKIPPED
+    world.server.status = None
+    with pytest.raises(CycleError, match="cannot be resumed"):
+        await world.run(cycle)
+    second = world.start(gate={"tasks": str(world.directory / "absent.jsonl")})
+    ended = await world.run(second)
+    assert ended.state is CycleState.FAILED
+    assert ended.error is not None
+    assert "absent.jsonl" in ended.error
+    (world.directory / "absent.jsonl").write_text(
+        json.dumps(
+            {
+                "id": "t1",
+                "text": "Return seven.",
+                "spec": {
+                    "entry_point": "parcel_wait",
+                    "types": "(a, b)",
+                    "examples": [{"input": [0, 7], "output": 7}],
+                },
+            }
+        )
+        + "\n"
+    )
+    ended = await world.run(second)
+    assert ended.state is CycleState.SUCCEEDED, ended.error
+
+
+async def test_events_tell_the_story(world: World) -> None:
+    cycle = await world.run(world.start())
+    messages = [event.message for event in world.store.events(cycle.id)]
+    for stage in STAGES:
+        assert any(message.startswith(f"{stage}: done") for message in messages)
+    assert messages[-1] == "ended as succeeded"
+
+
+async def test_feedback_on_an_erased_choice_is_no_case(world: World) -> None:
+    interaction = world.store.interactions()[0]
+    given = world.store.feedback(interaction.id)
+    moved: list[Feedback] = [f for f in given if f.metric == Metric.COMMENT]
+    assert moved
+    world.store.delete_feedback(moved[0].id)
+    cycle = await world.run(world.start())
+    assert cycle.report["collect"]["cases"] == len(world.right) - 1

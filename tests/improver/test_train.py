@@ -1,0 +1,230 @@
+"""Training: the right tokens are learned, a killed run ends as it would have, refusals."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoTokenizer
+
+from improver import train
+from improver.errors import TrainingError
+from improver.types import TrainJob, to_json
+from ops import probe
+
+ROWS = [
+    {
+        "id": f"r{i}",
+        "messages": [{"role": "user", "content": f"Write f{i}." + " Please." * (i % 4)}],
+        "answer": f"```python\ndef f{i}():\n    return {i}\n```",
+    }
+    for i in range(12)
+]
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """So small a model is faster on one thread, whatever else the machine does."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def job(tiny_model: Path) -> TrainJob:
+    return TrainJob(
+        base_directory=str(tiny_model),
+        base_name="tiny",
+        base_sha256="00",
+        max_lora_rank=16,
+        rank=8,
+        alpha=64,
+        dropout=0.05,
+        learning_rate=3e-2,
+        epochs=3,
+        batch_rows=4,
+        max_tokens=256,
+        seed=7,
+        dtype="float32",
+        checkpoint_s=0.0,
+    )
+
+
+def prepare(directory: Path, job: TrainJob, held_out: int = 3) -> Path:
+    directory.mkdir(exist_ok=True)
+    (directory / "job.json").write_text(json.dumps(to_json(job)))
+    for name, rows in (("train", ROWS[held_out:]), ("held_out", ROWS[:held_out])):
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        (directory / f"{name}.jsonl").write_text(text)
+    return directory
+
+
+def weights(directory: Path) -> dict[str, torch.Tensor]:
+    return load_file(str(directory / "adapter" / "adapter_model.safetensors"))
+
+
+def test_only_the_answer_and_its_end_are_learned(tiny_model: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    row = train.encode(tokenizer, [{"role": "user", "content": "hi"}], "yes")
+    prompt = tokenizer.decode(row.ids[: row.prompt])
+    assert prompt == "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
+    # The newline that the template writes after the end of the turn is never generated.
+    assert tokenizer.decode(row.ids[row.prompt :]) == "yes<|im_end|>"
+
+
+def test_answer_logprobs_are_those_of_the_whole_model(job: TrainJob, tmp_path: Path) -> None:
+    run = train.Run(prepare(tmp_path / "a", job), job, lambda line: None)
+    run.model.eval()
+    rows = run.rows[:3]
+    with torch.no_grad():
+        found = train.answer_logprobs(run.model, rows, run.device).tolist()
+        wanted = []
+        for row in rows:  # one by one, unpadded, over all positions
+            ids = torch.tensor([row.ids])
+            logits = run.model(input_ids=ids).logits[0].float().log_softmax(-1)
+            wanted += [logits[t - 1, row.ids[t]].item() for t in range(row.prompt, len(row.ids))]
+    assert found == pytest.approx(wanted, abs=1e-4)
+
+
+def test_the_loss_falls_and_all_is_left_behind(job: TrainJob, tmp_path: Path) -> None:
+    directory = prepare(tmp_path / "a", job)
+    report = train.train(directory)
+    assert report["loss_last"] < report["loss_first"] - 0.3
+    assert report["held_out_loss"] < report["held_out_loss_base"]
+    assert report["tokens_per_s"] > 0
+    assert report["peak_memory_bytes"] > 0
+    kept = json.loads((directory / "training.json").read_text())
+    assert kept == json.loads(json.dumps(report))
+    adapter = directory / "adapter"
+    names = {path.name for path in adapter.iterdir()}
+    assert names == {
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "probe.json",
+        "training.json",
+    }
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == "tiny"
+    assert config["r"] == 8
+    assert str(tmp_path) not in (adapter / "training.json").read_text()
+    texts = probe.read(adapter)
+    assert len(texts) == train.PROBE_TEXTS + 1
+    result = probe.compare(
+        texts, [t.base_logprobs for t in texts], [t.adapter_logprobs for t in texts]
+    )
+    assert result.accepted, result.reason
+
+
+def test_a_run_killed_at_any_step_ends_with_the_same_adapter(job: TrainJob, tmp_path: Path) -> None:
+    whole = prepare(tmp_path / "whole", job)
+    train.train(whole)
+    for stop in (1, 5):
+        broken = prepare(tmp_path / f"broken{stop}", job)
+
+        def kill(line: dict[str, Any], stop: int = stop) -> None:
+            if line["step"] > stop:
+                raise KeyboardInterrupt
+
+        run = train.Run(broken, job, kill)
+        with pytest.raises(KeyboardInterrupt):
+            run.run()
+        assert (broken / "checkpoint.pt").exists()
+        train.train(broken)
+        assert weights(broken).keys() == weights(whole).keys()
+        for name, value in weights(whole).items():
+            assert torch.equal(value, weights(broken)[name]), name
+        for name in ("adapter_config.json", "probe.json"):
+            assert (broken / "adapter" / name).read_bytes() == (
+                whole / "adapter" / name
+            ).read_bytes()
+
+
+@pytest.mark.slow
+def test_kill_9_in_the_middle_changes_nothing(job: TrainJob, tmp_path: Path) -> None:
+    job = replace(job, epochs=40, patience=1000)
+    whole, broken = prepare(tmp_path / "whole", job), prepare(tmp_path / "broken", job)
+    command = [sys.executable, "-m", "improver.train"]
+    subprocess.run([*command, str(whole)], check=True, capture_output=True)
+    process = subprocess.Popen([*command, str(broken)], stderr=subprocess.DEVNULL)
+    while not (broken / "checkpoint.pt").exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (broken / "training.json").exists()
+    subprocess.run([*command, str(broken)], check=True, capture_output=True)
+    for name, value in weights(whole).items():
+        assert torch.equal(value, weights(broken)[name]), name
+
+
+def test_training_stops_when_the_held_out_loss_rises(job: TrainJob, tmp_path: Path) -> None:
+    job = replace(job, epochs=30, learning_rate=0.3, dropout=0.0)
+    report = train.train(prepare(tmp_path / "a", job))
+    assert report["stopped_early"]
+    assert report["best_step"] < report["steps"] < report["steps_planned"]
+
+
+def test_without_held_out_rows_the_last_weights_count(job: TrainJob, tmp_path: Path) -> None:
+    report = train.train(prepare(tmp_path / "a", job, held_out=0))
+    assert report["held_out_loss"] is None
+    assert report["best_step"] == report["steps"] == report["steps_planned"]
+
+
+def test_steps_take_every_row_once_an_epoch() -> None:
+    lengths = [5, 90, 7, 80, 6, 85]
+    plan = train.plan_steps(lengths, epochs=2, batch_rows=3, seed=1)
+    assert len(plan) == 4
+    for epoch in (plan[:2], plan[2:]):
+        assert sorted(i for step in epoch for i in step) == list(range(6))
+    assert plan == train.plan_steps(lengths, epochs=2, batch_rows=3, seed=1)
+    # Rows of like length share a step.
+    assert {frozenset(step) for step in plan} == {frozenset({0, 2, 4}), frozenset({1, 3, 5})}
+
+
+def test_microbatches_stay_below_their_limit() -> None:
+    rows = [train.Encoded([0] * n, 1) for n in (50, 10, 30, 45, 20)]
+    groups = list(train.microbatches(rows, 100))
+    assert sum(len(group) for group in groups) == 5
+    assert all(len(group) * len(group[0].ids) <= 100 for group in groups)
+
+
+def test_rows_that_are_too_long_are_named(job: TrainJob, tmp_path: Path) -> None:
+    directory = prepare(tmp_path / "a", job)
+    long = {**ROWS[0], "id": "long", "answer": "x" * 1000}
+    with (directory / "train.jsonl").open("a") as file:
+        file.write(json.dumps(long) + "\n")
+    assert train.train(directory)["rows_too_long"] == ["long"]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"rank": 12}, "rank 12"),
+        ({"rank": 32}, "max_lora_rank"),
+        ({"target_modules": ("nowhere",)}, "none of the layers"),
+        ({"max_tokens": 4}, "max_tokens"),
+        ({"learning_rate": 1e30}, "loss is (nan|inf)"),
+    ],
+)
+def test_what_cannot_be_served_or_learned_is_refused(
+    job: TrainJob, tmp_path: Path, change: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(TrainingError, match=words):
+        train.train(prepare(tmp_path / "a", replace(job, **change)))
+
+
+def test_a_directory_without_a_job_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match=r"job\.json"):
+        train.train(tmp_path)
