@@ -275,7 +275,14 @@ def redacted(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _redacted_cell(cell: Any) -> Any:
-    return _TELLING.sub("[redacted]", cell) if isinstance(cell, str) else cell
+    """A value without what looks personal, in containers too."""
+    if isinstance(cell, str):
+        return _TELLING.sub("[redacted]", cell)
+    if type(cell) in (list, tuple):
+        return type(cell)(_redacted_cell(item) for item in cell)
+    if type(cell) is dict:
+        return {key: _redacted_cell(item) for key, item in cell.items()}
+    return cell
 
 
 def _of_tables(
@@ -437,7 +444,7 @@ def _calls(spec: Spec) -> list[tuple[Any, ...]]:
         forms += [c.example.args for c in literal_calls(test.code) or () if not c.example.kwargs]
     calls: dict[str, tuple[Any, ...]] = {}
     for form in forms:
-        call = tuple(values.decode(item) for item in form)
+        call = tuple(_redacted_cell(values.decode(item)) for item in form)
         calls.setdefault(show_value(list(call)), call)
     found = list(calls.values())
     width = len(found[0]) if found else 0

@@ -72,6 +72,11 @@ class Snippet:
                 return "\n".join(p.get("text", "") for p in content if p.get("type") == "text")
         return ""
 
+    @property
+    def task_ids(self) -> list[str]:
+        """Names under which a benchmark may know the task."""
+        return [self.metadata["task_id"]] if self.metadata.get("task_id") else []
+
 
 @dataclass(kw_only=True)
 class Corpus:

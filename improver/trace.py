@@ -58,9 +58,9 @@ class Runner(Protocol):
 class Traced:
     """A program that works, and what it made.
 
-    `output` names its main variable, the last one it wrote (a table context); `described` is that
-    variable's description without its values' full form. `example` holds the inputs and outputs of
-    a small case: named variables for tables, `returned` beside the context's calls.
+    `output` names its main variable, the last one it assigned (a table context); `described` is
+    that variable's description without its value. `example_inputs` and `example_output` are a
+    small case of tables; `returned` is what came of the context's calls.
     """
 
     program: str
@@ -111,8 +111,8 @@ async def _trace_tables(
     made = [item for item in description.get("outputs", ()) if item.get("kind") != "object"]
     if not made:
         return Rejected(reason="trivial output", detail="defines no variable")
-    described = made[-1]
-    name = str(described["name"])
+    name = main_name(program, [str(item["name"]) for item in made])
+    described = next(item for item in made if item["name"] == name)
     if any(path.startswith(f"outputs.{name}.") for path in description.get("volatile", ())):
         return Rejected(reason="not repeatable", detail=name)
     if "value" in described:
@@ -324,6 +324,28 @@ def _missing_imports(tree: ast.Module, context: Context) -> list[str]:
                 for alias in statement.names:
                     known[(alias.asname or alias.name).split(".")[0]] = line
     return list(dict.fromkeys(known[n] for n in read if n in known and n not in bound))
+
+
+def main_name(program: str, made: Sequence[str]) -> str:
+    """The variable that a program is about: the last it assigns outside loops and branches.
+
+    Loop variables and helpers inside a loop are written later, and are not what it is about.
+    """
+    tree = parse_bounded(program)
+    assigned: dict[str, None] = {}
+    for node in tree.body if tree is not None else ():
+        targets = node.targets if isinstance(node, ast.Assign) else []
+        if isinstance(node, (ast.AugAssign, ast.AnnAssign)):
+            targets = [node.target]
+        for owner in targets:
+            while isinstance(owner, (ast.Subscript, ast.Attribute)):
+                owner = owner.value
+            for one in ast.walk(owner):
+                if isinstance(one, ast.Name):
+                    assigned.pop(one.id, None)
+                    assigned[one.id] = None
+    known = [name for name in assigned if name in made]
+    return known[-1] if known else made[-1]
 
 
 _BUILTINS = frozenset(dir(builtins))

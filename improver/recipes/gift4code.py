@@ -179,7 +179,7 @@ class Gift4Code:
                 text=snippet.instruction,
                 spec=snippet.spec,
                 program=snippet.code,
-                task_ids=snippet.metadata.values(),
+                task_ids=snippet.task_ids,
             )
             if hit is None:
                 rows.append(row)

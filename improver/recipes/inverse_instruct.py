@@ -67,6 +67,19 @@ FENCE = "```"
 REPETITION_PENALTY = 1.1
 NEAR = 0.6
 """Word bigrams this alike are an old instruction again."""
+OUTSIDE = frozenset(
+    (
+        "FileNotFoundError",
+        "PermissionError",
+        "ConnectionError",
+        "ConnectionRefusedError",
+        "gaierror",
+        "URLError",
+        "EOFError",
+        "ModuleNotFoundError",
+    )
+)
+"""Errors that speak of files, network, input or libraries that are not there."""
 LEAST_WORDS = 6
 COPIED_CHARS = 30
 
@@ -100,6 +113,9 @@ class Order(StrEnum):
 @dataclass(frozen=True, kw_only=True)
 class Options:
     """How much is sampled and how it is chosen.
+
+    No summaries at all (0) leave the trusted rows alone: the control that shows what the self-made
+    ones add.
 
     `prompt_logprobs` allows the likelihood judge: vLLM 0.32 on a CPU with LoRA has died of such
     requests, so it is off unless asked for.
@@ -282,7 +298,10 @@ class _Work:
             return "sandbox error", str(error)
         if run.verdict in INFRASTRUCTURE:
             return "sandbox error", run.word
-        return None if run.verdict is Verdict.OK else ("code does not run", run.word)
+        if run.verdict is Verdict.OK:
+            return None
+        outside = run.error_type in OUTSIDE
+        return "code needs what the sandbox lacks" if outside else "code does not run", run.word
 
     def _shown(self, snippet: Snippet) -> str:
         """The code that is summarised and learned: a share of it without its docstrings."""
@@ -462,7 +481,7 @@ class _Work:
             if not snippet.spec.cells
             else snippet.spec,
             program=row.program,
-            task_ids=snippet.metadata.values(),
+            task_ids=snippet.task_ids,
         )
         if hit is None:
             found.rows.append(row)

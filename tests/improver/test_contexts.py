@@ -135,13 +135,13 @@ def test_calls_of_visible_examples_are_a_context_and_hidden_ones_are_not() -> No
         "entry_point": "rotate",
         "examples": [
             {"input": [[1, 2, 3], 1], "output": [3, 1, 2], "hidden": False},
-            {"input": [[4, 5], 2], "output": [4, 5], "hidden": False},
+            {"input": [["x@example.org", 5], 2], "output": [4, 5], "hidden": False},
             {"input": [[777], 0], "output": [777], "hidden": True},
         ],
     }
     context = contexts.of_request(interaction("def rotate(items, places): ...", spec))
     assert context is not None
-    assert context.calls == (([1, 2, 3], 1), ([4, 5], 2))
+    assert context.calls == (([1, 2, 3], 1), (["[redacted]", 5], 2))
     assert context.parameters == ("items", "places")
     assert "777" not in context.shown()
 

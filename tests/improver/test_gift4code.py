@@ -15,7 +15,7 @@ from improver.corpus import Snippet
 from improver.recipes.base import fenced
 from improver.recipes.gift4code import Gift4Code, Options, choose, draw_kind, request
 from improver.specs import SpecKind
-from improver.trace import Rejected, Traced, settle, trace
+from improver.trace import Rejected, Traced, main_name, settle, trace
 from improver.types import Origin, Row, from_json, to_json
 from sandbox.pool import Pool
 from sandbox.spec import extend_prompt, parse_spec
@@ -144,6 +144,14 @@ async def test_answers_are_made_to_stand_by_themselves() -> None:
     assert settle("def solution(a, b):\n    return np.add(a, b)", CALLS) == (
         "import numpy as np\ndef solution(a, b):\n    return np.add(a, b)\n"
     )
+
+
+async def test_a_program_is_about_what_it_assigns_outside_loops() -> None:
+    loop = "found = []\nfor row in [1, 2]:\n    twice = row * 2\n    found.append(twice)\n"
+    assert main_name(loop, ["found", "row", "twice"]) == "found"
+    assert main_name('share = 1\ndf["new"] = share', ["share", "df"]) == "df"
+    assert main_name("a, b = 1, 2", ["a", "b"]) == "b"
+    assert main_name("for i in x:\n    y = i", ["i", "y"]) == "y"
 
 
 TASKS = (

@@ -220,9 +220,11 @@ async def test_code_that_does_not_run_is_never_asked_about(tmp_path: Path) -> No
         snippet(2, code="import nothing_of_this_name\nx = 1\n", spec=Spec()),
         snippet(3, code="def scale3(items):\n    return []\n"),
         snippet(4),
+        snippet(5, code="values = [1, 2, 3]\nprint(values[7])\n", spec=Spec()),
     ]
     rows, report, drops, model = await build(tmp_path, snippets, Author(sees=True))
     assert {row.provenance["snippet"] for row in rows} == {"s4"}
+    assert drops["code needs what the sandbox lacks"] == 1
     assert drops["code does not run"] == 1
     assert drops["code fails its own checks"] == 1
     assert report["snippets_usable"] == 1
