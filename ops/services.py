@@ -108,6 +108,9 @@ def engine(settings: Settings, model: Model, build: EngineBuild) -> Service:
     }
     if build.device == "cpu":
         extra |= cpu_environment()
+        # Some of vLLM's samplers are compiled all the same, in the middle of the first requests
+        # that need them, with a C++ compiler and Python's headers, which may not be here.
+        extra["TORCH_COMPILE_DISABLE"] = "1"
         extra["VLLM_CPU_KVCACHE_SPACE"] = str(wanted.kv_cache_gib)
         if "VLLM_CPU_OMP_THREADS_BIND" not in os.environ and (cores := _few_cores()):
             extra["VLLM_CPU_OMP_THREADS_BIND"] = cores

@@ -46,10 +46,11 @@ def test_a_cpu_is_treated_as_one_and_a_gpu_is_left_to_vllm() -> None:
     assert "--enforce-eager" in cpu.command
     assert cpu.environment["VLLM_CPU_KVCACHE_SPACE"] == "7"
     assert cpu.environment["KMP_BLOCKTIME"] == "1"
+    assert cpu.environment["TORCH_COMPILE_DISABLE"] == "1"
     cuda = services.engine(settings(), MODEL, CUDA)
     assert "--enforce-eager" not in cuda.command
     assert option(cuda.command, "--dtype") == "auto"
-    assert "LD_PRELOAD" not in cuda.environment
+    assert not {"LD_PRELOAD", "TORCH_COMPILE_DISABLE"} & cuda.environment.keys()
 
 
 def test_slots_for_the_way_back_are_never_fewer_than_slots() -> None:
