@@ -41,7 +41,7 @@ def examine(settings: Settings) -> list[Check]:
         _python(),
         _device(),
         _engine(settings),
-        _preloads(),
+        _speed_ups(),
         _sandbox(),
         _memory(),
         _disk("data", settings.data_dir),
@@ -84,14 +84,15 @@ def _engine(settings: Settings) -> Check:
     return Check(name="engine", good=True, found=found)
 
 
-def _preloads() -> Check:
+def _speed_ups() -> Check:
     names = [Path(library).name for library in services.preloads()]
-    missing = "" if any("tcmalloc" in name for name in names) else "tcmalloc"
-    remedy = "up to 40 % slower without tcmalloc; Debian: apt-get install libtcmalloc-minimal4"
+    missing = [] if any("tcmalloc" in name for name in names) else ["libtcmalloc-minimal4"]
+    missing += [] if services.can_compile() else ["g++", "python3-dev"]
+    remedy = f"the engine is slower without; Debian: apt-get install {' '.join(missing)}"
     return Check(
-        name="preload",
+        name="speed-ups",
         good=True,
-        found=", ".join(names) or "nothing",
+        found=", ".join([*names, *(["a C++ compiler"] if services.can_compile() else [])]),
         remedy=remedy if missing and not services.gpus() else "",
     )
 

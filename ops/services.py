@@ -10,13 +10,16 @@ import ctypes.util
 import importlib.metadata
 import os
 import platform
+import shutil
 import subprocess
 import sys
+import sysconfig
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from ops import models
 from ops.errors import ProcessError
 from ops.models import Model
 from ops.settings import Settings
@@ -108,9 +111,12 @@ def engine(settings: Settings, model: Model, build: EngineBuild) -> Service:
     }
     if build.device == "cpu":
         extra |= cpu_environment()
-        # Some of vLLM's samplers are compiled all the same, in the middle of the first requests
-        # that need them, with a C++ compiler and Python's headers, which may not be here.
-        extra["TORCH_COMPILE_DISABLE"] = "1"
+        # Some of vLLM's samplers are compiled all the same (measured: 1.5 times as fast), when they
+        # are first needed. Without a compiler that would end the engine, in mid-request.
+        if can_compile():
+            extra["TORCHINDUCTOR_CACHE_DIR"] = str(models.cache_dir() / "compiled")
+        else:
+            extra["TORCH_COMPILE_DISABLE"] = "1"
         extra["VLLM_CPU_KVCACHE_SPACE"] = str(wanted.kv_cache_gib)
         if "VLLM_CPU_OMP_THREADS_BIND" not in os.environ and (cores := _few_cores()):
             extra["VLLM_CPU_OMP_THREADS_BIND"] = cores
@@ -176,6 +182,12 @@ def engine_dtype(wanted: str, build: EngineBuild) -> str:
     if wanted != "auto" or build.device == "cuda":
         return wanted
     return "bfloat16" if cpu_flags() & {"avx512_bf16", "amx_bf16"} else "float32"
+
+
+def can_compile() -> bool:
+    """Whether torch can compile for the CPU here: a C++ compiler and Python's headers."""
+    headers = Path(sysconfig.get_path("include")) / "Python.h"
+    return shutil.which(os.environ.get("CXX", "g++")) is not None and headers.is_file()
 
 
 def cpu_flags() -> set[str]:

@@ -46,11 +46,22 @@ def test_a_cpu_is_treated_as_one_and_a_gpu_is_left_to_vllm() -> None:
     assert "--enforce-eager" in cpu.command
     assert cpu.environment["VLLM_CPU_KVCACHE_SPACE"] == "7"
     assert cpu.environment["KMP_BLOCKTIME"] == "1"
-    assert cpu.environment["TORCH_COMPILE_DISABLE"] == "1"
     cuda = services.engine(settings(), MODEL, CUDA)
     assert "--enforce-eager" not in cuda.command
     assert option(cuda.command, "--dtype") == "auto"
     assert not {"LD_PRELOAD", "TORCH_COMPILE_DISABLE"} & cuda.environment.keys()
+
+
+@pytest.mark.parametrize("compiler", [True, False])
+def test_nothing_is_compiled_where_nothing_can_be(
+    monkeypatch: pytest.MonkeyPatch, compiler: bool
+) -> None:
+    monkeypatch.setattr(services, "can_compile", lambda: compiler)
+    found = services.engine(settings(), MODEL, CPU).environment
+    assert ("TORCH_COMPILE_DISABLE" in found, "TORCHINDUCTOR_CACHE_DIR" in found) == (
+        not compiler,
+        compiler,
+    )
 
 
 def test_slots_for_the_way_back_are_never_fewer_than_slots() -> None:
