@@ -51,6 +51,17 @@ class EngineSettings(Section):
     extra_args: tuple[str, ...] = Field((), description="passed on to vLLM as they are")
 
 
+class KeySettings(Section):
+    """An API key, by its digest; `python -m server.auth NAME` makes one and prints this table."""
+
+    name: str = Field(min_length=1, max_length=64, description="who holds it, for logs and limits")
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$", description="SHA-256 of the key, in hex")
+    scopes: tuple[Literal["inference", "feedback", "admin"], ...] = ("inference", "feedback")
+    tenant: str = Field("default", pattern=r"^[A-Za-z0-9_.\-]{1,64}$")
+    requests_per_minute: int | None = Field(None, ge=1)
+    tokens_per_minute: int | None = Field(None, ge=1, description="of prompts and answers")
+
+
 class ServerSettings(Section):
     """The HTTP API."""
 
@@ -63,6 +74,9 @@ class ServerSettings(Section):
     max_concurrency: int = Field(256, ge=1, description="requests in flight before 503")
     poll_s: float = Field(1.0, gt=0, description="how often the registry is looked at")
     drain_timeout_s: float = Field(120.0, gt=0)
+    keys: tuple[KeySettings, ...] = Field(
+        (), description="API keys; unset: no key is asked for, and only loopback is listened on"
+    )
 
 
 class SandboxSettings(Section):

@@ -419,6 +419,12 @@ class Store:
             query = query.where(interactions.c.id.in_(_judged(with_feedback)))
         return self._select(Interaction, query)
 
+    def episode_tenants(self, episode_id: str) -> set[str]:
+        """Return whose interactions an episode holds; empty when there is no such episode."""
+        query = sa.select(interactions.c.tenant).where(interactions.c.episode_id == episode_id)
+        with self._read() as connection:
+            return set(connection.execute(query.distinct()).scalars())
+
     def iter_interactions(
         self,
         *,
@@ -513,6 +519,17 @@ class Store:
             done = connection.execute(sa.delete(feedback).where(feedback.c.id == feedback_id))
             if done.rowcount == 0:
                 raise NotFound(f"no feedback {feedback_id}")
+
+    def one_feedback(self, feedback_id: str) -> Feedback:
+        """Return one feedback row.
+
+        Raises:
+            NotFound: there is none of that id.
+        """
+        found = self._select(Feedback, sa.select(feedback).where(feedback.c.id == feedback_id))
+        if not found:
+            raise NotFound(f"no feedback {feedback_id}")
+        return found[0]
 
     def feedback(self, interaction_id: str) -> list[Feedback]:
         """Return the feedback on an interaction, oldest first."""
