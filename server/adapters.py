@@ -65,13 +65,18 @@ class Served:
         """The `adapter` field of every answer."""
         return {"name": self.name, "version": self.version, "sha256": self.sha256}
 
-    def salt(self, given: object) -> str | None:
-        """The prefix-cache salt: no block computed under one adapter serves another."""
-        if not self.sha256:
-            return given if isinstance(given, str) else None
-        if not isinstance(given, str) or not given:
-            return self.sha256
-        return f"{self.sha256}-{hashlib.sha256(given.encode()).hexdigest()[:32]}"
+    def salt(self, given: object, *, tenant: str) -> str | None:
+        """The prefix-cache salt.
+
+        No block computed under one adapter, or for one tenant, serves another. None where
+        neither says anything: the base model for the default tenant.
+        """
+        own = isinstance(given, str) and bool(given)
+        parts = [tenant if tenant != "default" else "", str(given) if own else ""]
+        if not any(parts):
+            return self.sha256 or None
+        digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()
+        return f"{self.sha256}-{digest[:32]}" if self.sha256 else digest
 
 
 @dataclass(kw_only=True)

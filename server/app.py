@@ -11,7 +11,7 @@ import ipaddress
 import logging
 import socket
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from ops.settings import SandboxSettings, Settings
 from ops.store import Store
 from server import chat, completions, feedback, health, interactions, models, releases
 from server.adapters import Adapters
+from server.auth import Guarded, Key, Keys
 from server.calls import CHAT, TEXT
 from server.engine import Engine
 from server.errors import BadRequest, ServerError
@@ -61,7 +62,10 @@ def create_app(
     Raises:
         SettingsError: the server would be open to the network without keys.
     """
-    require_safe(settings.server.host)
+    keys = [
+        Key(**{**key.model_dump(), "scopes": frozenset(key.scopes)}) for key in settings.server.keys
+    ]
+    require_safe(settings.server.host, keys)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
@@ -77,6 +81,7 @@ def create_app(
     )
     for module in (chat, completions, models, feedback, interactions, releases, health):
         app.include_router(module.router)
+    app.add_middleware(Guarded, keys=Keys(keys))
     app.add_middleware(Observed, gate=Gate(settings.server.max_concurrency))
     app.add_exception_handler(ServerError, _render)
     app.add_exception_handler(RequestValidationError, _render_validation)
@@ -86,19 +91,20 @@ def create_app(
     return app
 
 
-def require_safe(host: str) -> None:
-    """Refuse to listen where strangers could come in.
+def require_safe(host: str, keys: Sequence[Key]) -> None:
+    """Refuse to listen where strangers could come in unless they need a key.
 
     Raises:
-        SettingsError: `host` is not loopback, and there are no keys to ask for.
+        SettingsError: `host` is not loopback, and there is no key to ask for.
     """
     try:
         local = ipaddress.ip_address(host).is_loopback
     except ValueError:
         local = host == "localhost"
-    if not local:
+    if not local and not keys:
         raise SettingsError(
-            f"server.host is {host!r}: without API keys the server listens on loopback only"
+            f"server.host is {host!r}: without API keys (server.keys) the server listens on "
+            "loopback only; `python -m server.auth NAME` makes one"
         )
 
 

@@ -16,6 +16,7 @@ from ops.records import Attempt, Execution, Interaction, Source, new_id, now
 from ops.store import Recording
 from sandbox.spec import Spec
 from server.adapters import Served
+from server.auth import Identity
 from server.protocol import Envelope
 
 Json = dict[str, Any]
@@ -34,6 +35,7 @@ class Call:
     endpoint: str
     envelope: Envelope
     served: Served
+    identity: Identity
     id: str = field(default_factory=new_id)
     created_at: datetime = field(default_factory=now)
     started: float = field(default_factory=time.perf_counter)
@@ -56,10 +58,16 @@ class Call:
     def upstream(self, **changes: Any) -> Json:
         """The body for the engine: the client's, with the model that answers it."""
         body = {**self.envelope.body, "model": self.served.model, **changes}
-        salt = self.served.salt(body.get("cache_salt"))
+        salt = self.served.salt(body.get("cache_salt"), tenant=self.identity.tenant)
         if salt is not None:
             body["cache_salt"] = salt
         return body
+
+    def spend(self, usage: Json) -> None:
+        """Count the tokens of the answer against the shares of who asked."""
+        total = usage.get("total_tokens")
+        if isinstance(total, int):
+            self.identity.spend(total)
 
     def stamp(self, answer: Json) -> Json:
         """Put our fields on an answer or on the last chunk of a stream."""
@@ -104,6 +112,7 @@ class Call:
             spec=spec.marked().to_json() if spec is not None else None,
             verified=verified,
             episode_id=self.episode_id,
+            tenant=self.identity.tenant,
             user=self.envelope.user,
             metadata=self.envelope.metadata,
             duration_s=time.perf_counter() - self.started,

@@ -31,7 +31,12 @@ async def create_chat_completion(request: Request) -> Response:
 
     async def answer(exchange: Exchange) -> None:
         with state.adapters.lease(envelope.model) as served:
-            call = Call(endpoint=CHAT, envelope=envelope, served=served)
+            call = Call(
+                endpoint=CHAT,
+                envelope=envelope,
+                served=served,
+                identity=request.state.identity,
+            )
             request.state.call = call
             if spec is None:
                 await state.forwarder.answer(call, exchange)

@@ -32,7 +32,12 @@ async def create_completion(request: Request) -> Response:
 
     async def answer(exchange: Exchange) -> None:
         with state.adapters.lease(envelope.model) as served:
-            call = Call(endpoint=TEXT, envelope=envelope, served=served)
+            call = Call(
+                endpoint=TEXT,
+                envelope=envelope,
+                served=served,
+                identity=request.state.identity,
+            )
             request.state.call = call
             await state.forwarder.answer(call, exchange)
 

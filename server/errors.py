@@ -2,8 +2,11 @@
 
 ServerError                      base; rendered by one handler (`server.app`)
 ├── BadRequest            400    the request is malformed (the client's fault); `param` names where
+├── Unauthorized          401    no API key, or one that is not known
+├── Forbidden             403    the key does not reach that far
 ├── NotFoundError         404    no such model, interaction, feedback, adapter
 ├── TooLarge              413    the body is longer than the server takes
+├── RateLimited           429    the key has used up its share for now
 ├── Unavailable           503    try again later (never the client's fault)
 │   ├── EngineUnavailable        the engine is down, too slow, or still loading an adapter
 │   ├── RecordUnavailable        the answer could not be made durable, so it is not given
@@ -14,6 +17,7 @@ ServerError                      base; rendered by one handler (`server.app`)
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 
@@ -61,6 +65,39 @@ class BadRequest(ServerError):
     status = 400
     type = "invalid_request_error"
     code = "invalid_value"
+
+
+class Unauthorized(ServerError):
+    """There is no API key, or one that is not known."""
+
+    status = 401
+    type = "authentication_error"
+    code = "invalid_api_key"
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """How to authenticate."""
+        return {"WWW-Authenticate": "Bearer"}
+
+
+class Forbidden(ServerError):
+    """The key does not reach that far."""
+
+    status = 403
+    type = "permission_error"
+    code = "insufficient_scope"
+
+
+class RateLimited(ServerError):
+    """The key has used up its share for now."""
+
+    status = 429
+    type = "rate_limit_error"
+    code = "rate_limit_exceeded"
+
+    def __init__(self, message: str, *, retry_after_s: float) -> None:
+        super().__init__(message)
+        self.retry_after_s = max(1, math.ceil(retry_after_s))
 
 
 class NotFoundError(ServerError):

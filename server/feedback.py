@@ -16,6 +16,7 @@ from starlette.requests import Request
 from ops import metrics
 from ops.errors import NotFound
 from ops.records import Feedback, FeedbackSource, new_id, now
+from server.auth import Identity
 from server.calls import bare_id
 from server.errors import BadRequest, NotFoundError
 from server.limits import read_json
@@ -29,10 +30,10 @@ router = APIRouter(tags=["feedback"])
 @router.post("/v1/feedback", **feedback_docs)
 async def give_feedback(request: Request) -> dict[str, Any]:
     """Keep feedback on an interaction or an episode; durable when this returns."""
-    state = current(request)
+    state, identity = current(request), request.state.identity
     body = await read_json(request, state.settings.max_body_bytes)
     if "data" not in body:
-        ids = await _keep(state, [_checked(body, "")], [""])
+        ids = await _keep(state, identity, [_checked(body, "")], [""])
         return {"feedback_id": ids[0]}
     items = body["data"]
     for name in body:
@@ -42,15 +43,22 @@ async def give_feedback(request: Request) -> dict[str, Any]:
         raise BadRequest(f"a list of 1 to {MAX_FEEDBACK_BATCH} is wanted", param="data")
     places = [f"data[{i}]" for i in range(len(items))]
     given = [_checked(item, place) for item, place in zip(items, places, strict=True)]
-    return {"data": [{"feedback_id": i} for i in await _keep(state, given, places)]}
+    return {"data": [{"feedback_id": i} for i in await _keep(state, identity, given, places)]}
 
 
 @router.delete("/v1/feedback/{feedback_id}", responses=errors(404, 503))
 async def delete_feedback(request: Request, feedback_id: str) -> dict[str, Any]:
     """Take feedback back."""
-    state = current(request)
+    state, identity = current(request), request.state.identity
+
+    def delete() -> None:
+        if not identity.is_admin:
+            row = state.store.one_feedback(feedback_id)
+            _require_target(state, identity, row, "")
+        state.store.delete_feedback(feedback_id)
+
     try:
-        await state.recorder.write(lambda: state.store.delete_feedback(feedback_id))
+        await state.recorder.write(delete)
     except NotFound as error:
         raise NotFoundError(str(error), param="feedback_id") from error
     return {"id": feedback_id, "object": "feedback.deleted", "deleted": True}
@@ -83,7 +91,9 @@ def _words(kinds: tuple[type, ...]) -> str:
     return " or ".join(filter(None, (names[kind] for kind in kinds)))
 
 
-async def _keep(state: State, given: list[FeedbackIn], places: list[str]) -> list[str]:
+async def _keep(
+    state: State, identity: Identity, given: list[FeedbackIn], places: list[str]
+) -> list[str]:
     at = now()
     rows = []
     for item in given:
@@ -110,7 +120,7 @@ async def _keep(state: State, given: list[FeedbackIn], places: list[str]) -> lis
 
     def write() -> list[str]:
         for row, place in zip(rows, places, strict=True):
-            _require_choice(state, row, place)
+            _require_target(state, identity, row, place)
         real = [row for row, item in zip(rows, given, strict=True) if not item.dryrun]
         ids = iter(state.store.put_feedback(real))
         return [row.id if item.dryrun else next(ids) for row, item in zip(rows, given, strict=True)]
@@ -127,16 +137,22 @@ async def _keep(state: State, given: list[FeedbackIn], places: list[str]) -> lis
     return ids
 
 
-def _require_choice(state: State, row: Feedback, place: str) -> None:
-    """Refuse feedback on a choice that was never given.
+def _require_target(state: State, identity: Identity, row: Feedback, place: str) -> None:
+    """Refuse feedback on what belongs to others, or on a choice that was never given.
 
     Raises:
-        NotFound: there is no such interaction.
-        BadRequest: it has fewer choices.
+        NotFound: there is no such interaction or episode for who asks.
+        BadRequest: the answer has fewer choices.
     """
     if row.interaction_id is None:
+        tenants = state.store.episode_tenants(row.episode_id or "")
+        if tenants and not identity.is_admin and tenants != {identity.tenant}:
+            raise NotFound(f"no episode {row.episode_id}")
         return
-    choices = len(state.store.interaction(row.interaction_id).choices)
+    interaction = state.store.interaction(row.interaction_id)
+    if not identity.is_admin and interaction.tenant != identity.tenant:
+        raise NotFound(f"no interaction {row.interaction_id}")
+    choices = len(interaction.choices)
     if row.choice_index >= max(choices, 1):
         raise BadRequest(
             f"the answer has {choices} choices",

@@ -81,6 +81,7 @@ class Forwarder:
             self._recorder.settle(call.id)
 
     async def _record(self, call: Call, choices: list[Json], usage: Json) -> None:
+        call.spend(usage)
         if call.envelope.store:
             await self._recorder.record(call.recording(choices=choices, usage=usage))
 

@@ -113,6 +113,7 @@ class Generator:
                 outcome = await self.generate(call, request)
         except EngineRefusal as error:
             raise self._adapters.explain(call.served, error) from error
+        call.spend(outcome.usage)
         chosen = self._choices(call, outcome)
         await self._record(call, request, outcome, chosen)
         metrics.verification_seconds.labels(chosen[0]["verification"]["status"]).observe(

@@ -1,4 +1,4 @@
-"""What a request may cost before it is looked at: bytes of body, places in flight.
+"""What a request may cost: bytes of body, places in flight, shares per minute.
 
 Refusals happen as early as they can: an oversize body is refused by its stated length before a
 byte is read, one request too many before its body is parsed.
@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import re
+import time
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 from starlette.requests import Request
@@ -37,6 +39,37 @@ class Gate:
     def leave(self) -> None:
         """Give the place back."""
         self.in_flight -= 1
+
+
+class Bucket:
+    """A share per minute that refills steadily; it may be overdrawn, and is then empty for longer.
+
+    Args:
+        per_minute: how much flows in, and how much it holds.
+        clock: seconds, monotonic.
+    """
+
+    def __init__(self, per_minute: int, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self.per_minute = per_minute
+        self._clock = clock
+        self._level = float(per_minute)
+        self._at = clock()
+
+    @property
+    def level(self) -> float:
+        """What is left now; negative when overdrawn."""
+        at = self._clock()
+        self._level = min(self.per_minute, self._level + (at - self._at) * self.per_minute / 60)
+        self._at = at
+        return self._level
+
+    def wait_s(self, amount: float = 1.0) -> float:
+        """Seconds until `amount` is there; 0 when it is."""
+        return max(0.0, (amount - self.level) * 60 / self.per_minute)
+
+    def take(self, amount: float) -> None:
+        """Take out, also more than there is."""
+        self._level = self.level - amount
 
 
 async def read_body(request: Request, limit_bytes: int) -> bytes:

@@ -83,10 +83,10 @@ def test_a_wrong_query_is_named(server: Running) -> None:
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1", "127.1.2.3"])
 def test_loopback_needs_no_keys(host: str) -> None:
-    require_safe(host)
+    require_safe(host, [])
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.5", "example.org", ""])
 def test_the_server_refuses_to_be_open_to_strangers(host: str) -> None:
     with pytest.raises(SettingsError, match="loopback"):
-        require_safe(host)
+        require_safe(host, [])

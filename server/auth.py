@@ -1,0 +1,208 @@
+"""API keys: who asks, what they may do, and how much of it.
+
+Keys are 256 random bits, known here by their SHA-256 only, so a plain digest is enough and
+comparing takes the same time whichever key is tried. Without any key configured everybody is the
+local user; the server then listens on loopback only (`app.require_safe`).
+
+    python -m server.auth NAME [--scope inference --scope feedback] [--tenant T]
+
+prints a new key once, and the table of the settings file that admits it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import hmac
+import json
+import secrets
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from server.errors import Forbidden, RateLimited, ServerError, Unauthorized
+from server.limits import Bucket
+from server.replies import Exchange
+
+INFERENCE, FEEDBACK, ADMIN = "inference", "feedback", "admin"
+SCOPES = (INFERENCE, FEEDBACK, ADMIN)
+OPEN_PATHS = frozenset(("/health", "/ready"))
+"""Whoever supervises the process needs no key."""
+_SCOPE_OF = (
+    ("/v1/chat/", INFERENCE),
+    ("/v1/completions", INFERENCE),
+    ("/v1/models", INFERENCE),
+    ("/v1/feedback", FEEDBACK),
+    ("/docs", INFERENCE),
+    ("/openapi.json", INFERENCE),
+)
+"""First match wins; every other path is for admins."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Key:
+    """A key as the settings describe it."""
+
+    name: str
+    sha256: str
+    scopes: frozenset[str]
+    tenant: str = "default"
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+
+
+class Identity:
+    """Who asks, with what is left of their shares."""
+
+    def __init__(self, key: Key) -> None:
+        self.name = key.name
+        self.tenant = key.tenant
+        self.scopes = key.scopes
+        self._digest = bytes.fromhex(key.sha256) if key.sha256 else b""
+        self._requests = Bucket(key.requests_per_minute) if key.requests_per_minute else None
+        self._tokens = Bucket(key.tokens_per_minute) if key.tokens_per_minute else None
+
+    def matches(self, digest: bytes) -> bool:
+        """Whether this is the holder of the key of that digest; in constant time."""
+        return hmac.compare_digest(self._digest, digest)
+
+    @property
+    def is_admin(self) -> bool:
+        """Whether it may see everybody's data."""
+        return ADMIN in self.scopes
+
+    def require(self, scope: str) -> None:
+        """Refuse what the key is not for.
+
+        Raises:
+            Forbidden: the scope is not among the key's.
+        """
+        if scope not in self.scopes and not self.is_admin:
+            raise Forbidden(f"this key lacks the scope {scope!r}")
+
+    def admit(self) -> None:
+        """Count one request of inference.
+
+        Raises:
+            RateLimited: the requests or tokens of this minute are used up.
+        """
+        if self._requests is not None and (wait_s := self._requests.wait_s()) > 0:
+            raise RateLimited("too many requests for this key", retry_after_s=wait_s)
+        if self._tokens is not None and (wait_s := self._tokens.wait_s()) > 0:
+            raise RateLimited("too many tokens for this key", retry_after_s=wait_s)
+        if self._requests is not None:
+            self._requests.take(1)
+
+    def spend(self, tokens: int) -> None:
+        """Count the tokens of an answer; they are known only afterwards."""
+        if self._tokens is not None:
+            self._tokens.take(tokens)
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """The shares left, in OpenAI's header names."""
+        found = {}
+        for what, bucket in (("requests", self._requests), ("tokens", self._tokens)):
+            if bucket is not None:
+                found[f"x-ratelimit-limit-{what}"] = str(bucket.per_minute)
+                found[f"x-ratelimit-remaining-{what}"] = str(max(0, int(bucket.level)))
+                full_s = bucket.wait_s(bucket.per_minute)
+                found[f"x-ratelimit-reset-{what}"] = f"{full_s:.1f}s"
+        return found
+
+
+LOCAL = Identity(Key(name="local", sha256="", scopes=frozenset(SCOPES)))
+"""Everybody, where no key is configured."""
+
+
+class Keys:
+    """The keys of an installation."""
+
+    def __init__(self, keys: Sequence[Key]) -> None:
+        self._holders = [Identity(key) for key in keys]
+
+    def identify(self, headers: Headers) -> Identity:
+        """Return who asks.
+
+        Raises:
+            Unauthorized: there is no key, or none that is known.
+        """
+        if not self._holders:
+            return LOCAL
+        scheme, _, given = headers.get("authorization", "").partition(" ")
+        if scheme.lower() != "bearer" or not given.strip():
+            raise Unauthorized("an API key is needed: Authorization: Bearer …")
+        digest = hashlib.sha256(given.strip().encode("utf-8", "surrogateescape")).digest()
+        # All of them are compared, so that the time says nothing about which one is near.
+        found = [holder for holder in self._holders if holder.matches(digest)]
+        if not found:
+            raise Unauthorized("this API key is not known")
+        return found[0]
+
+
+def scope_of(path: str) -> str:
+    """Return the scope that a path needs."""
+    for prefix, scope in _SCOPE_OF:
+        if path.startswith(prefix):
+            return scope
+    return ADMIN
+
+
+class Guarded:
+    """Lets a request in when its key reaches that far, and puts the identity into its state."""
+
+    def __init__(self, app: ASGIApp, *, keys: Keys) -> None:
+        self._app = app
+        self._keys = keys
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request (ASGI)."""
+        if scope["type"] != "http" or scope["path"] in OPEN_PATHS:
+            await self._app(scope, receive, send)
+            return
+        try:
+            identity = self._keys.identify(Headers(scope=scope))
+            wanted = scope_of(scope["path"])
+            identity.require(wanted)
+            if wanted == INFERENCE and scope["method"] == "POST":
+                identity.admit()
+        except ServerError as error:
+            await Exchange(send).error(error)
+            return
+        scope.setdefault("state", {})["identity"] = identity
+
+        async def with_shares(message: Message) -> None:
+            if message["type"] == "http.response.start" and (shares := identity.headers):
+                pairs = [(k.encode(), v.encode()) for k, v in shares.items()]
+                message = {**message, "headers": [*message.get("headers", ()), *pairs]}
+            await send(message)
+
+        await self._app(scope, receive, with_shares)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Make a key and print it with the settings that admit it."""
+    parser = argparse.ArgumentParser(prog="python -m server.auth", description=main.__doc__)
+    parser.add_argument("name")
+    parser.add_argument("--scope", action="append", choices=SCOPES, default=None)
+    parser.add_argument("--tenant", default="default")
+    given = parser.parse_args(arguments)
+    key = "jm-" + secrets.token_urlsafe(32)
+    scopes: list[Any] = given.scope or [INFERENCE, FEEDBACK]
+    table = [
+        "[[server.keys]]",
+        f'name = "{given.name}"',
+        f'sha256 = "{hashlib.sha256(key.encode()).hexdigest()}"',
+        f"scopes = {json.dumps(scopes)}",
+        f'tenant = "{given.tenant}"',
+    ]
+    sys.stdout.write(f"# {key}   (shown this once)\n" + "\n".join(table) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
