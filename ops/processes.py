@@ -68,6 +68,8 @@ class Patience:
     silence_s: float = 120.0
     """A child that does not answer for so long is killed and started again. Generous: on few
     cores an engine under full load answers late."""
+    hint_s: float = 3.0
+    """Into the wait for a child's end, a person is told how to cut it short."""
     orphan_s: float = 10.0
     """What children get to end when the supervisor has died."""
 
@@ -296,12 +298,15 @@ class Supervisor:
                 continue
             self._say(f"stopping {child.service.name}")
             child.ask_to_stop()
-            deadline = time.monotonic() + child.service.stop_timeout_s
+            hinted = False
             while not child.wait(0.1):
-                if time.monotonic() > deadline or self._hurry.is_set():
+                if child.seconds > child.service.stop_timeout_s or self._hurry.is_set():
                     self._say(f"{child.service.name} did not end in its time: killing it")
                     child.kill()
                     break
+                if child.seconds > self._patience.hint_s and not hinted:
+                    self._say(f"{child.service.name} ends what it has begun; Ctrl-C: end it now")
+                    hinted = True
             self._changed()
 
     def _tick(self) -> None:
