@@ -69,8 +69,8 @@ def collect_cases(
     for interaction in _failed(store, with_feedback=Metric.COMMENT):
         if len(found.cases) >= limit:
             return found
-        seen.add(interaction.id)
-        _take(store, interaction, found, machine=False, keep=keep)
+        if _take(store, interaction, found, machine=False, keep=keep):
+            seen.add(interaction.id)
     if not machine_feedback:
         return found
     for interaction in _failed(store, with_feedback=None):
@@ -95,28 +95,31 @@ def _failed(store: Store, *, with_feedback: str | None) -> Iterator[Interaction]
 
 def _take(
     store: Store, interaction: Interaction, found: Collected, *, machine: bool, keep: bool
-) -> None:
+) -> bool:
+    """Make a case of an interaction; False when it is left to the round of machine feedback."""
+    given = store.feedback(interaction.id)
+    words = _words(given)
+    if not machine and words is not None and words.source is FeedbackSource.MACHINE:
+        return False
     found.looked_at += 1
     if interaction.spec is None:
         found.skipped["no specification"] += 1
-        return
-    given = store.feedback(interaction.id)
-    words = _words(given)
+        return True
     choice = words.choice_index if words is not None else 0
     attempts = store.attempts(interaction.id)
     wrong = next((a for a in attempts if a.choice_index == choice and a.program), None)
     if wrong is None or wrong.program is None:
         found.skipped["no program in the answer"] += 1
-        return
+        return True
     if words is None:
         if not machine:
             found.skipped["feedback too short"] += 1
-            return
+            return True
         runs = [e for e in store.executions(interaction.id) if e.attempt_id == wrong.id]
         text = machine_words(runs[0]) if runs else None
         if text is None:
             found.skipped["fails hidden examples only, and nobody commented"] += 1
-            return
+            return True
         words = _machine_feedback(interaction.id, text)
         if keep:
             words = _kept(store, words)
@@ -139,6 +142,7 @@ def _take(
             metadata=interaction.metadata,
         )
     )
+    return True
 
 
 def _words(given: list[Feedback]) -> Feedback | None:
