@@ -1,0 +1,135 @@
+"""Screening and the dataset: nothing twice, nothing of the examination, every row accounted for."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from improver.dataset import keep_lineage, require, split, write
+from improver.errors import FirewallError, NotEnough
+from improver.firewall import Exam, Firewall
+from improver.recipes.ilf import make_row
+from improver.screen import ROWS_PER_USER, Screened, screen
+from improver.types import Case, Drop, Origin, Row, read_lines
+from ops.records import CycleState
+from ops.store import Recording, Store
+from sandbox.spec import Example, Spec
+from tests.ops import records
+
+EXAM = Exam(
+    id="e1",
+    benchmark="own",
+    text="Write a function that multiplies all numbers of a list with each other.",
+    spec=Spec(entry_point="product"),
+    reference=None,
+)
+SPEC = Spec(
+    entry_point="f",
+    examples=(Example(input=[1], output="first"), Example(input=[2], output="second")),
+)
+
+
+def row(number: int, program: str | None = None, **changes: Any) -> Row:
+    case = Case(
+        interaction_id=f"i{number}",
+        messages=[{"role": "user", "content": changes.pop("text", f"Do the thing {number}.")}],
+        spec={},
+        program="x",
+        feedback="…",
+        feedback_ids=["f"],
+        feedback_source="HUMAN",
+        source="imported",
+        user=changes.pop("user", None),
+        metadata=changes.pop("metadata", {}),
+    )
+    return make_row(
+        case, SPEC, program or f"def f(x):\n    return {number}\n", Origin.REFINEMENT, {}
+    )
+
+
+def screened(*rows: Row, spec: Spec = SPEC) -> Screened:
+    return screen(rows, {r.id: spec for r in rows}, Firewall([EXAM]))
+
+
+def test_clean_rows_stay() -> None:
+    rows = [row(n) for n in range(5)]
+    found = screened(*rows)
+    assert [r.id for r in found.rows] == [r.id for r in rows]
+    assert found.report["dropped"] == {}
+
+
+def test_rows_of_the_examination_go_although_the_spec_is_in_the_prompt() -> None:
+    found = screened(row(1, text=EXAM.text), row(2, metadata={"task_id": "E1"}))
+    assert [d.reason for d in found.drops] == [
+        "examination: same text",
+        "examination: same task id",
+    ]
+    assert all(d.row is not None for d in found.drops)
+
+
+def test_it_fails_closed() -> None:
+    with pytest.raises(FirewallError):
+        screen([row(1)], {row(1).id: SPEC}, Firewall([]))
+
+
+def test_near_duplicates_go() -> None:
+    program = (
+        "def f(x):\n    total = 0\n    for i in range(x):\n        total += i * i\n"
+        "    return total\n"
+    )
+    found = screened(row(1, program), row(2, program.replace("total", "acc")), row(3))
+    assert [d.reason for d in found.drops] == ["near-duplicate program"]
+
+
+def test_one_user_does_not_drown_the_others() -> None:
+    rows = [row(n, user="ada") for n in range(ROWS_PER_USER + 3)]
+    found = screened(*rows, row(9999, user="bob"))
+    assert len(found.rows) == ROWS_PER_USER + 1
+    assert found.report["dropped"] == {"too many rows of one user": 3}
+
+
+def test_a_program_that_holds_its_expected_values_is_only_flagged() -> None:
+    hard = "def f(x):\n    return {1: 'first', 2: 'second'}[x]\n"
+    found = screened(row(1, hard), row(2))
+    assert found.report["flagged_holding_expected_values"] == 1
+    assert [r.provenance["holds_expected_values"] for r in found.rows] == [True, False]
+
+
+def test_the_split_is_by_task_and_does_not_move() -> None:
+    rows = [row(n) for n in range(200)]
+    made = split(rows, held_out_share=0.2, seed=7)
+    assert 20 < len(made.held_out) < 60
+    again = split(rows[:100], held_out_share=0.2, seed=7)
+    assert {r.id for r in again.held_out} <= {r.id for r in made.held_out}
+    assert split(rows[:3], held_out_share=0.01, seed=7).held_out == []
+
+
+def test_too_few_rows_say_what_is_missing() -> None:
+    drops = [Drop(reason="refinement fails", interaction_ids=["i"])] * 4
+    with pytest.raises(
+        NotEnough, match=r"1 training rows, 8 are wanted.*4 times 'refinement fails'"
+    ):
+        require([row(1)], 8, drops)
+    require([row(1)], 1, [])
+
+
+def test_the_files_and_the_lineage(store: Store, tmp_path: Path) -> None:
+    interaction = records.interaction()
+    store.add([Recording(interaction=interaction)])
+    cycle = records.cycle(state=CycleState.RUNNING)
+    store.add_cycle(cycle)
+    kept = replace(row(1), interaction_ids=[interaction.id])
+    lost = replace(row(2), interaction_ids=[interaction.id])
+    drops = [
+        Drop(reason="duplicate", interaction_ids=[interaction.id], row=lost),
+        Drop(reason="refinement fails", interaction_ids=[interaction.id]),
+    ]
+    keep_lineage(store, cycle.id, [kept], drops)
+    keep_lineage(store, cycle.id, [kept], drops)
+    found = {r.row_id: (r.kept, r.reason) for r in store.dataset(cycle.id)}
+    assert found == {kept.id: (True, None), lost.id: (False, "duplicate")}
+    write(tmp_path, split([kept], held_out_share=0.1, seed=1))
+    assert list(read_lines(tmp_path / "train.jsonl", Row)) == [kept]
