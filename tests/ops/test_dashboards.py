@@ -375,9 +375,11 @@ def _wait_for_samples(client: httpx.Client, process: subprocess.Popen[bytes], lo
     while time.monotonic() < deadline:
         assert process.poll() is None, log.read_text()
         try:
-            seen = _ask(client, "journeyman:verified:ratio7d and on () count_over_time(up[1m]) > 8")
+            ready = client.get("/-/ready").status_code == 200
         except httpx.TransportError:
-            seen = []
+            ready = False
+        enough = "journeyman:verified:ratio7d and on () count_over_time(up[1m]) > 8"
+        seen = ready and _ask(client, enough)
         if seen:
             return
         time.sleep(0.2)
@@ -386,8 +388,8 @@ def _wait_for_samples(client: httpx.Client, process: subprocess.Popen[bytes], lo
 
 def _ask(client: httpx.Client, query: str) -> list[dict[str, Any]]:
     answer = client.get("/api/v1/query", params={"query": query}).json()
-    assert answer.get("status") == "success" or "errorType" not in answer, f"{query}: {answer}"
-    data: list[dict[str, Any]] = answer.get("data", {}).get("result", [])
+    assert answer["status"] == "success", f"{query}: {answer}"
+    data: list[dict[str, Any]] = answer["data"]["result"]
     return data
 
 
