@@ -123,6 +123,14 @@ def without_trials(source: str) -> str:
 
 
 def _is_trial(node: ast.stmt) -> bool:
+    try:
+        return _tries(node)
+    except RecursionError:
+        # Writing a tree as text goes deeper than reading it.
+        return False
+
+
+def _tries(node: ast.stmt) -> bool:
     if isinstance(node, ast.If):
         test = node.test
         return isinstance(test, ast.Compare) and ast.unparse(test.left) == "__name__"

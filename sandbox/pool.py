@@ -111,6 +111,8 @@ class Pool:
         self._count = _Counters()
         self._unfit: SandboxUnavailable | None = None
         self._watch: asyncio.Task[None] | None = None
+        self._retired: list[Zygote] = []
+        self._closing = False
         self._canary = ""
         self._secret = ""
 
@@ -138,15 +140,17 @@ class Pool:
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
+        self._closing = True
         if self._watch is not None:
             self._watch.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._watch
-        for task in tuple(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        while self._tasks:
+            for task in tuple(self._tasks):
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
         slots = [*self._slots, *self._test_slots]
-        zygotes = [slot.zygote for slot in slots if slot.zygote is not None]
+        zygotes = [slot.zygote for slot in slots if slot.zygote is not None] + self._retired
         for slot in slots:
             if slot.successor is not None and slot.successor.done():
                 with contextlib.suppress(Exception, asyncio.CancelledError):
@@ -168,10 +172,10 @@ class Pool:
             raise SandboxUnavailable("the pool is not open")
         return self._tier
 
-    @property
-    def processes(self) -> int:
-        """How many zygotes there are, those for tests included."""
-        return len(self._slots) + len(self._test_slots)
+    def process_ids(self) -> tuple[int, ...]:
+        """The processes that were started directly, one for each zygote there is now."""
+        slots = (*self._slots, *self._test_slots)
+        return tuple(slot.zygote.pid for slot in slots if slot.zygote is not None)
 
     def gauges(self) -> dict[str, float]:
         """Numbers for metrics, by name; the totals count from the pool's start."""
@@ -313,6 +317,9 @@ class Pool:
         )
 
     async def _start(self, config: Config) -> Zygote:
+        if self._closing:
+            # Work that was cancelled just before may still want to tidy up its slot.
+            raise SandboxError("the pool is closed")
         os.makedirs(config.scratch, mode=0o700, exist_ok=True)
         zygote = Zygote(config)
         await zygote.start()
@@ -344,7 +351,7 @@ class Pool:
         """An idle zygote for one piece of work; whatever happens, the slot comes back clean."""
         if self._unfit is not None:
             raise self._unfit
-        if not self._slots:
+        if not self._slots or self._closing:
             raise SandboxError("the pool is closed")
         slot = await self._take(idle)
         if slot.zygote is avoid and avoid is not None and idle.qsize():
@@ -360,7 +367,9 @@ class Pool:
             yield zygote
             clean = True
         finally:
-            if clean and slot.zygote is not None and not slot.zygote.lost:
+            if self._closing:
+                pass
+            elif clean and slot.zygote is not None and not slot.zygote.lost:
                 self._give_back(slot, idle)
             else:
                 self._spawn(self._recover(slot, idle), f"sandbox-recover-{slot.number}")
@@ -375,13 +384,19 @@ class Pool:
                 fresh, slot.successor = slot.successor.result(), None
                 if fresh is not None:
                     self._count.recycled += 1
-                    self._spawn(_retire(zygote, slot.config), f"sandbox-retire-{slot.number}")
+                    self._retired.append(zygote)
+                    self._spawn(self._retire(zygote), f"sandbox-retire-{slot.number}")
                     slot.zygote, slot.config = fresh, fresh.config
                     zygote = fresh
         if zygote is not None and zygote.idle:
             # The next child is locked down while nobody waits for it.
             zygote.arm(self.limits)
         idle.put_nowait(slot)
+
+    async def _retire(self, zygote: Zygote) -> None:
+        await zygote.close()
+        self._retired.remove(zygote)
+        shutil.rmtree(zygote.config.scratch, ignore_errors=True)
 
     async def _succeed(self, config: Config) -> Zygote | None:
         try:
@@ -537,11 +552,6 @@ class Pool:
         descriptor = os.open(self._canary, os.O_CREAT | os.O_WRONLY | os.O_EXCL, 0o600)
         with os.fdopen(descriptor, "w") as file:
             file.write(self._secret)
-
-
-async def _retire(zygote: Zygote, config: Config) -> None:
-    await zygote.close()
-    shutil.rmtree(config.scratch, ignore_errors=True)
 
 
 def _scratch_home() -> str | None:

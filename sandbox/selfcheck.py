@@ -198,27 +198,29 @@ def _leaks(pool: Pool, settings: tuple[object, ...], facts: dict[str, Any]) -> l
     with open(facts["canary"]) as file:
         if file.read() != facts["secret"]:
             found.append("the canary changed")
-    allowed = 3 * pool.processes
-    count = len(descendants(os.getpid()))
+    # For each zygote the process that was started, pid 1 of its namespace, and one child.
+    roots = pool.process_ids()
+    allowed = 3 * len(roots)
+    count = len(descendants(*roots))
     if count > allowed:
         found.append(f"{count} processes, not at most {allowed}")
     return found
 
 
-def descendants(pid: int) -> set[int]:
-    """All processes below one, as /proc tells."""
+def descendants(*roots: int) -> set[int]:
+    """These processes and all below them, as /proc tells."""
     parents: dict[int, int] = {}
     for name in os.listdir("/proc"):
         if name.isdigit():
             with contextlib.suppress(OSError, IndexError), open(f"/proc/{name}/stat") as file:
                 parents[int(name)] = int(file.read().rsplit(")", 1)[1].split()[1])
-    found = {pid}
+    found = set(roots)
     grown = True
     while grown:
         fresh = {child for child, parent in parents.items() if parent in found} - found
         grown = bool(fresh)
         found |= fresh
-    return found - {pid}
+    return found
 
 
 def table(rows: Sequence[Row]) -> str:

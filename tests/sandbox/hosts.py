@@ -45,9 +45,9 @@ def forbid_namespaces() -> None:
             if not DOCKER_CAPABILITIES >> capability & 1:
                 libc.prctl(24, capability, 0, 0, 0)
         low = DOCKER_CAPABILITIES & 0xFFFFFFFF
-        header = struct.pack("=Ii", 0x20080522, 0)
+        version = struct.pack("=Ii", 0x20080522, 0)
         number = 126 if platform.machine() == "x86_64" else 91
-        if libc.syscall(number, header, struct.pack("=6I", low, low, 0, 0, 0, 0)) != 0:
+        if libc.syscall(number, version, struct.pack("=6I", low, low, 0, 0, 0, 0)) != 0:
             raise OSError(ctypes.get_errno(), "capset")
     column = 0 if platform.machine() == "x86_64" else 1
     code = [(0x20, 0, 0, 0)]
@@ -62,7 +62,7 @@ def forbid_namespaces() -> None:
         struct.pack("=HxxxxxxQ", len(program) // 8, ctypes.addressof(buffer)), 16
     )
     libc.prctl(38, 1, 0, 0, 0)
-    if libc.prctl(22, 2, ctypes.addressof(header), 0, 0) != 0:
+    if libc.prctl(22, 2, ctypes.c_ulong(ctypes.addressof(header)), 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "seccomp")
 
 

@@ -1,5 +1,7 @@
 """Describing an execution: what went in and out, without calling a program's own methods."""
 
+# ruff: noqa: E501  (programs, one a line where that reads best)
+
 from typing import Any
 
 import pytest

@@ -98,7 +98,7 @@ def test_agreement_among_candidates(lab: Lab) -> None:
         ("import sys; sys.exit()", Verdict.ERROR, "SystemExit"),
         ("import os; os._exit(0)", Verdict.EARLY_EXIT, "EARLY_EXIT"),
         ("def f(x):\n  while x > 2: pass\n  return 4", Verdict.TIMEOUT, "f(3): TIMEOUT"),
-        ("def f(x): return [x] * 10**8 * 10", Verdict.MEMORY, "MemoryError"),
+        ("def f(x): return [x] * 10**10", Verdict.MEMORY, "MemoryError"),
         ("", Verdict.ERROR, "NameError"),
     ],
 )

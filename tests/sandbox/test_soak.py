@@ -55,8 +55,7 @@ def test_ten_thousand_runs_leave_nothing_behind(lab: Lab) -> None:
                 gc.collect()
                 memory.append(resident_bytes())
                 files.append(len(os.listdir("/proc/self/fd")))
-            roots = [slot.zygote.pid for slot in pool._slots if slot.zygote]
-            return memory, files, len(set(roots).union(*map(descendants, roots)))
+            return memory, files, len(descendants(*pool.process_ids()))
 
     memory, files, processes = lab.do(work(), timeout_s=550)
     # The first thousand warm caches up; nothing may grow after that.
