@@ -319,7 +319,8 @@ def _missing_imports(tree: ast.Module, context: Context) -> list[str]:
             bound.add(node.name)
     known = dict(ALIASES)
     for line in context.imports:
-        for statement in ast.parse(line).body:
+        parsed = parse_bounded(line)
+        for statement in parsed.body if parsed is not None else ():
             if isinstance(statement, (ast.Import, ast.ImportFrom)):
                 for alias in statement.names:
                     known[(alias.asname or alias.name).split(".")[0]] = line
