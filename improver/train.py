@@ -48,9 +48,11 @@ from ops.services import cpu_flags
 
 SERVABLE_RANKS = (8, 16, 32, 64, 128)
 NEUTRAL_TEXT = "def add(a, b):\n    return a + b\n\n\nprint(add(1, 2))\n"
-PROBE_TEXTS = 3
+PROBE_TEXTS = 2
 PROBE_CANDIDATES = 8
-PROBE_TOKENS = 256
+PROBE_BEFORE, PROBE_AFTER = 10, 22
+"""Tokens of a probe text before the answer begins and in it. The engine is asked for each token by
+a request of its own, so a probe is short; an adapter acts most where the answer begins."""
 
 
 @dataclass(frozen=True)
@@ -484,7 +486,7 @@ class Run:
         """Texts at which the adapter acts: the rows it shifts most, and a neutral one."""
         self.model.eval()
         shortest = sorted(self.rows, key=lambda row: len(row.ids))[:PROBE_CANDIDATES]
-        texts = [self._probe_text(row.ids[-PROBE_TOKENS:]) for row in shortest]
+        texts = [self._probe_text(_opening(row)) for row in shortest]
         texts.sort(key=lambda text: -_shift(text))
         neutral = self.tokenizer(NEUTRAL_TEXT, add_special_tokens=False)["input_ids"]
         return [*texts[:PROBE_TEXTS], self._probe_text(neutral)]
@@ -496,6 +498,10 @@ class Run:
             with self.model.disable_adapter():
                 base = answer_logprobs(self.model, row, self.device).tolist()
         return probe.ProbeText(token_ids=ids, base_logprobs=base, adapter_logprobs=tuned)
+
+
+def _opening(row: Encoded) -> list[int]:
+    return row.ids[max(0, row.prompt - PROBE_BEFORE) : row.prompt + PROBE_AFTER]
 
 
 def _shift(text: probe.ProbeText) -> float:
