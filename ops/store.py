@@ -571,6 +571,14 @@ class Store:
             query = query.where(cycles.c.state == state)
         return self._select(Cycle, query)
 
+    def count_cycles(self) -> dict[tuple[str, CycleState], int]:
+        """Return how many cycles there are of each (recipe, state)."""
+        query = sa.select(cycles.c.recipe, cycles.c.state, sa.func.count()).group_by(
+            cycles.c.recipe, cycles.c.state
+        )
+        with self._read() as connection:
+            return {(row[0], row[1]): row[2] for row in connection.execute(query)}
+
     def add_event(self, event: CycleEvent) -> None:
         """Write a line of a cycle's log."""
         with self._write() as connection:

@@ -68,7 +68,7 @@ class _Counts:
         self._at = time.monotonic()
         try:
             rows, cycles = await asyncio.to_thread(
-                lambda: (state.store.count(), state.store.cycles(limit=1000))
+                lambda: (state.store.count(), state.store.count_cycles())
             )
         except StoreError:
             metrics.store_errors_total.labels("count").inc()
@@ -76,8 +76,8 @@ class _Counts:
         for table, number in rows.items():
             metrics.log_rows.labels(table).set(number)
         metrics.cycles.clear()
-        for cycle in cycles:
-            metrics.cycles.labels(cycle.recipe, cycle.state.value).inc()
+        for (recipe, cycle_state), number in cycles.items():
+            metrics.cycles.labels(recipe, cycle_state.value).set(number)
 
 
 def new_counts() -> _Counts:

@@ -169,6 +169,7 @@ def test_cycles_and_their_lineage(store: Store) -> None:
     changed = store.update_cycle(cycle.id, state=CycleState.SUCCEEDED, report={"kept": 1})
     assert changed.report == {"kept": 1}
     assert store.cycles(state=CycleState.SUCCEEDED) == [changed]
+    assert store.count_cycles() == {("ilf", CycleState.SUCCEEDED): 1}
     adapter = store.add_adapter(_adapter(cycle_id=cycle.id), _built())
     assert store.adapters_taught_by(interaction.id) == [adapter]
     assert store.adapters_taught_by(new_id()) == []
