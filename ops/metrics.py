@@ -55,3 +55,6 @@ log_rows = Gauge("journeyman_log_rows", "Rows in the record.", ["table"])
 loop_errors_total = Counter(
     "journeyman_loop_errors_total", "Errors caught at the edge of a background loop.", ["loop"]
 )
+scrubbed_total = Counter(
+    "journeyman_scrubbed_total", "Secrets taken out of what was recorded, by kind.", ["kind"]
+)
