@@ -22,6 +22,7 @@ from server.errors import BadRequest, NotFoundError
 from server.limits import read_json
 from server.openapi import errors, feedback_docs
 from server.protocol import MAX_FEEDBACK_BATCH, METRIC_TYPES, FeedbackIn, validated
+from server.scrub import scrub_feedback
 from server.state import State, current
 
 router = APIRouter(tags=["feedback"])
@@ -122,7 +123,7 @@ async def _keep(
         for row, place in zip(rows, places, strict=True):
             _require_target(state, identity, row, place)
         real = [row for row, item in zip(rows, given, strict=True) if not item.dryrun]
-        ids = iter(state.store.put_feedback(real))
+        ids = iter(state.store.put_feedback([scrub_feedback(row) for row in real]))
         return [row.id if item.dryrun else next(ids) for row, item in zip(rows, given, strict=True)]
 
     try:

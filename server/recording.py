@@ -24,6 +24,7 @@ from ops.errors import Conflict, StoreError
 from ops.records import Heartbeat, now
 from ops.store import Recording, Store
 from server.errors import RecordUnavailable
+from server.scrub import scrub_recording
 
 log = logging.getLogger(__name__)
 
@@ -168,7 +169,7 @@ class Recorder:
             return
         started = time.perf_counter()
         try:
-            self._store.add([job.recording for job in jobs if job.recording is not None])
+            self._store.add([scrub_recording(j.recording) for j in jobs if j.recording])
         except Exception as error:  # the loop's edge: the thread must outlive any row
             if len(jobs) > 1 and not _down(error):
                 # One bad row must not take its neighbours with it.
