@@ -87,7 +87,7 @@ class Plan(BaseModel):
     engine_model: str
     max_lora_rank: int
     dry_run: bool = False
-    swap_timeout_s: float = 180.0
+    swap_timeout_s: float = 300.0
 
     @classmethod
     def of(cls, settings: Settings, *, dry_run: bool = False) -> Plan:
@@ -186,6 +186,7 @@ class CycleRun:
             return self._end(CycleState.SKIPPED, str(error))
         except (ImproverError, OpsError, SandboxError, OSError) as error:
             logger.exception("the cycle failed", extra=self._extra())
+            self._withdraw()
             return self._end(CycleState.FAILED, f"{type(error).__name__}: {error}")
         return self._end(CycleState.SUCCEEDED, None)
 
@@ -438,6 +439,12 @@ class CycleRun:
         self._update(state=state, error=error, finished_at=now(), report=self._report())
         self._event("info", f"ended as {state}")
         return self.cycle
+
+    def _withdraw(self) -> None:
+        """Take the candidate back, or servers would go on trying to load it."""
+        candidate = self.means.store.aliases().get(Alias.CANDIDATE)
+        if candidate is not None and candidate == self.cycle.adapter_version:
+            self.means.registry.nominate(None)
 
     def _report(self) -> Json:
         stages = {name: self.workspace.report(name) for name, *_ in self._stages}
