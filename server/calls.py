@@ -36,6 +36,8 @@ class Call:
     envelope: Envelope
     served: Served
     identity: Identity
+    rewrite: Json = field(default_factory=dict)
+    """What the engine gets instead of the client's fields; None leaves one out."""
     id: str = field(default_factory=new_id)
     created_at: datetime = field(default_factory=now)
     started: float = field(default_factory=time.perf_counter)
@@ -57,7 +59,10 @@ class Call:
 
     def upstream(self, **changes: Any) -> Json:
         """The body for the engine: the client's, with the model that answers it."""
-        body = {**self.envelope.body, "model": self.served.model, **changes}
+        body = {**self.envelope.body, **self.rewrite, "model": self.served.model, **changes}
+        for name in self.rewrite:
+            if body[name] is None:
+                del body[name]
         salt = self.served.salt(body.get("cache_salt"), tenant=self.identity.tenant)
         if salt is not None:
             body["cache_salt"] = salt

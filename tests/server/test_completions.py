@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import re
+
+import pytest
+
 from tests.fake_engine import BASE, PROGRAM
 from tests.server.conftest import Running
 
@@ -36,8 +40,28 @@ def test_a_prompt_is_needed(server: Running) -> None:
     assert response.json()["error"]["param"] == "prompt"
 
 
-def test_the_engines_refusal_of_a_suffix_passes(server: Running) -> None:
+def test_a_suffix_is_refused_for_a_model_without_that_mode(server: Running) -> None:
     body = {"model": "code", "prompt": "x", "suffix": "y"}
     response = server.http.post("/v1/completions", json=body)
     assert response.status_code == 400
-    assert response.json()["error"]["param"] == "suffix"
+    error = response.json()["error"]
+    assert (error["param"], error["code"]) == ("suffix", "unsupported_parameter")
+    wrong = server.http.post("/v1/completions", json=body | {"suffix": 1})
+    assert wrong.json()["error"]["param"] == "suffix"
+    assert server.http.post("/v1/completions", json=body | {"suffix": ""}).status_code == 200
+
+
+def test_a_suffix_becomes_the_familys_prompt(
+    server: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "server.fim._FAMILIES", ((re.compile("fake"), "<P>{prefix}<S>{suffix}<M>"),)
+    )
+    body = {"model": "code", "prompt": "def f({suffix}", "suffix": "return x"}
+    answer = server.http.post("/v1/completions", json=body).json()
+    sent = server.engine.bodies("/v1/completions")[-1]
+    assert sent["prompt"] == "<P>def f({suffix}<S>return x<M>"
+    assert "suffix" not in sent
+    row = server.store.interaction(answer["id"].removeprefix("cmpl-"))
+    (message,) = row.messages
+    assert message == {"role": "user", "content": "def f({suffix}", "suffix": "return x"}
