@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -26,6 +26,15 @@ class Section(BaseModel):
     """A table of the settings file."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def _number(value: object) -> object:
+    """Read a number that came as text, from the environment: a Literal does not do it itself."""
+    return int(value) if isinstance(value, str) and value.isdecimal() else value
+
+
+Rank = Annotated[Literal[8, 16, 32, 64, 128], BeforeValidator(_number)]
+"""A LoRA rank that the engine can be started with."""
 
 
 class StoreSettings(Section):
@@ -45,7 +54,7 @@ class EngineSettings(Section):
     max_num_seqs: int = Field(32, ge=1, description="sequences decoded at once")
     max_loras: int = Field(3, ge=3, description="champion, candidate and the one coming in")
     max_cpu_loras: int = Field(5, ge=3, description="max_loras and the way back")
-    max_lora_rank: Literal[8, 16, 32, 64, 128] = 16
+    max_lora_rank: Rank = 16
     kv_cache_gib: int = Field(2, ge=1, description="KV cache on a CPU host")
     start_timeout_s: float = Field(900.0, gt=0)
     extra_args: tuple[str, ...] = Field((), description="passed on to vLLM as they are")
@@ -95,7 +104,7 @@ class SandboxSettings(Section):
 class TrainSettings(Section):
     """The LoRA training step."""
 
-    rank: Literal[8, 16, 32, 64, 128] = 16
+    rank: Rank = 16
     alpha: int = Field(32, ge=1)
     dropout: float = Field(0.0, ge=0, lt=1)
     learning_rate: float = Field(2e-4, gt=0)
