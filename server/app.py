@@ -30,7 +30,7 @@ from ops.models import resolve
 from ops.registry import Registry
 from ops.settings import SandboxSettings, Settings
 from ops.store import Store
-from server import chat, completions, feedback, health, interactions, models, releases
+from server import chat, completions, docs, feedback, health, interactions, models, releases
 from server.adapters import Adapters
 from server.auth import Guarded, Key, Keys
 from server.calls import CHAT, TEXT
@@ -78,8 +78,10 @@ def create_app(
         summary="A self-hosted code model that learns on the job",
         version="0.1.0",
         lifespan=lifespan,
+        docs_url=None,  # `docs` has a page that needs nothing from elsewhere
+        redoc_url=None,
     )
-    for module in (chat, completions, models, feedback, interactions, releases, health):
+    for module in (chat, completions, models, feedback, interactions, releases, health, docs):
         app.include_router(module.router)
     app.add_middleware(Guarded, keys=Keys(keys))
     app.add_middleware(Observed, gate=Gate(settings.server.max_concurrency))

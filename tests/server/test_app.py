@@ -54,6 +54,13 @@ def test_the_allow_list_is_the_document(server: Running) -> None:
     assert routes == ROUTES
 
 
+def test_the_docs_page_needs_nothing_from_elsewhere(server: Running) -> None:
+    response = server.http.get("/docs")
+    assert response.status_code == 200
+    assert "://" not in response.text
+    assert server.http.get("/redoc").status_code == 404
+
+
 CASES = [
     ("GET", "/nowhere", 404, "route_not_found"),
     ("GET", "/v1/chat/completions", 405, "method_not_allowed"),
