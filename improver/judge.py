@@ -158,18 +158,20 @@ def answer_logprob(prompt_logprobs: Sequence[Json | None], answer: str) -> float
 
     The tokens are counted off from the end until their text has the answer's length, so no
     tokenizer is needed; what a template writes after the answer is not there, since the final
-    message is continued.
+    message is continued. Beyond ASCII a token may be half a character: such answers get none.
     """
+    if not answer.isascii():
+        return None
     total, characters = 0.0, 0
     for entry in reversed(prompt_logprobs):
-        if characters >= len(answer.encode()):
+        if characters >= len(answer):
             return total
         if not entry:
             return None
         # The actual token is the first; others are alternatives.
         token = next(iter(entry.values()))
         total += float(token["logprob"])
-        characters += len(str(token.get("decoded_token") or "").encode())
+        characters += len(str(token.get("decoded_token") or ""))
     return None
 
 

@@ -18,8 +18,9 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 from improver.attempts import program_sha256
 from improver.contexts import Context
@@ -57,6 +58,8 @@ from ops.records import Json
 from sandbox.errors import SandboxError
 from sandbox.extract import extract_program
 from sandbox.spec import Spec
+
+T = TypeVar("T")
 
 SUMMARY_TOKENS = 120
 SUMMARY_TEMPERATURE = 0.7
@@ -244,30 +247,38 @@ class _Work:
         self.counts: Counter[str] = Counter()
 
     async def run(self) -> Json:
-        try:
-            intents = await write_intents(
+        intents = await self._refusable(
+            write_intents(
                 self.tools.policy,
                 self.context,
                 count=self.options.intents,
                 temperature=self.options.temperature,
                 seed=self.seed,
             )
+        )
+        if intents is not None:
             for why in intents.left_out:
                 self.drop(why)
             self.counts["intents"] += len(intents.texts)
-            await asyncio.gather(
-                *(self._intent(intents, number) for number in range(len(intents.texts)))
-            )
-        except PolicyUnavailable:
-            raise
-        except PolicyError as error:
-            self.drop("request refused", str(error))
+            numbers = range(len(intents.texts))
+            await asyncio.gather(*(self._refusable(self._intent(intents, n)) for n in numbers))
         return {
             "rows": sorted(self.rows, key=lambda row: str(row["id"])),
             "drops": self.drops,
             "counts": dict(self.counts),
             "source": self.context.source,
         }
+
+    async def _refusable(self, work: Coroutine[Any, Any, T]) -> T | None:
+        """Do work that costs no more than itself when the model refuses a request of it."""
+        try:
+            return await work
+        except PolicyUnavailable:
+            raise
+        except PolicyError as error:
+            # Too long for the model, for instance.
+            self.drop("request refused", str(error))
+            return None
 
     def drop(self, reason: str, detail: str = "", row: Row | None = None) -> None:
         dropped = Drop(

@@ -37,6 +37,9 @@ class Model:
         for index in range(body.get("n", 1)):
             said = self.script(body, index)
             choice = {"text": said} if isinstance(said, str) else dict(said)
+            if "status" in choice:
+                error = {"message": "too long", "type": "BadRequestError"}
+                return httpx.Response(choice["status"], json={"error": error})
             prompt_logprobs = choice.pop("prompt_logprobs", prompt_logprobs)
             choices.append(
                 {

@@ -261,7 +261,7 @@ async def test_rows_are_true_counted_and_traceable(pool: Pool, tmp_path: Path) -
 
 @pytest.mark.parametrize("kind", list(SpecKind))
 async def test_each_kind_of_specification(pool: Pool, tmp_path: Path, kind: SpecKind) -> None:
-    rows, report, _ = await build(pool, Model(gift), tmp_path, shares={kind: 1.0})
+    rows, report, _ = await build(pool, Model(gift), tmp_path, shares={kind: 1.0}, programs=1)
     made = [row for row in rows if row.origin is Origin.SYNTHESIS]
     assert {row.provenance["spec_kind"] for row in made} == {kind}
     shown = "\n".join(row.messages[-1]["content"] for row in made)
@@ -278,11 +278,25 @@ async def test_each_kind_of_specification(pool: Pool, tmp_path: Path, kind: Spec
 
 
 async def test_a_killed_build_asks_nothing_twice(pool: Pool, tmp_path: Path) -> None:
-    first = await build(pool, Model(gift), tmp_path)
+    first = await build(pool, Model(gift), tmp_path, programs=1)
     silent = Model(gift)
-    again = await build(pool, silent, tmp_path)
+    again = await build(pool, silent, tmp_path, programs=1)
     assert again == first
     assert silent.bodies == []
+
+
+async def test_a_refused_request_costs_one_intent(pool: Pool, tmp_path: Path) -> None:
+    def script(body: Json, index: int) -> str | Json:
+        if "Task: How many points" in said_last(body):
+            return {"status": 400}
+        return gift(body, index)
+
+    rows, report, drops = await build(pool, Model(script), tmp_path, programs=1)
+    assert drops["request refused"] == 1
+    assert report["intents"] == 2
+    assert {r.provenance["intent"] for r in rows if r.origin is Origin.SYNTHESIS} == {
+        "Give the average pace for every single team."
+    }
 
 
 async def test_the_firewall_sees_intents_and_replay(pool: Pool, tmp_path: Path) -> None:

@@ -11,8 +11,8 @@ CONTEXT = Context(
 
 def test_numbered_lines_are_read_in_the_forms_models_use() -> None:
     answer = (
-        "Sure!\nTask 1: Count the rows.\n2. Sort the rows by year.\n**Task 3:** Drop the empty ones.\n"
-        "- Task 4) Rank them.\nbye"
+        "Sure!\nTask 1: Count the rows.\n2. Sort the rows by year.\n"
+        "**Task 3:** Drop the empty ones.\n- Task 4) Rank them.\nbye"
     )
     assert read_tasks(answer) == [
         "Count the rows.",
@@ -46,7 +46,8 @@ async def test_intents_are_asked_again_until_there_are_enough() -> None:
     lists = [
         "Task 1: Count the values above the threshold.\nTask 2: Count the values above the limit.\n"
         "Task 3: ok\nTask 4: half a li",
-        "Task 1: Return the list sorted from large to small.\nTask 2: Is any value equal to the key?",
+        "Task 1: Return the list sorted from large to small.\n"
+        "Task 2: Is any value equal to the key?",
     ]
     model = Model(
         lambda body, index: {
