@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
+import os
 import subprocess
 import sys
 import threading
@@ -16,10 +18,9 @@ from typing import Any
 import httpx
 import pytest
 
-from ops import probe
+from ops import probe, services
 from ops.records import AdapterState
 from ops.registry import Registry
-from ops.store import Store
 from server.engine import Engine, LoadRefused
 from server.errors import EngineRefusal
 from server.proof import run_probe
@@ -73,7 +74,8 @@ def make_real_adapter(model: Path, directory: Path, *, seed: int) -> None:
     """Write a peft adapter with random weights and its probe, in a process of its own."""
     script = Path(__file__).parent / "make_adapter.py"
     command = [sys.executable, str(script), str(model), str(directory), str(seed)]
-    subprocess.run(command, check=True, cwd=ROOT, capture_output=True)
+    environment = {**os.environ, **services.cpu_environment()}
+    subprocess.run(command, check=True, cwd=ROOT, capture_output=True, env=environment, timeout=200)
 
 
 CHAT_KEYS = {
@@ -225,12 +227,17 @@ async def test_the_probe_may_run_while_others_generate(subject: Subject) -> None
 
 @pytest.mark.engine
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_real_adapter_is_swapped_under_load(
     real_engine: Any, pool: SharedPool, tmp_path: Path
 ) -> None:
-    """A peft adapter goes live in a real vLLM: proved, flipped, no failed request."""
-    store_dir = tmp_path / "data"
-    with serving(real_engine, store_dir, checker=pool) as server:
+    """Peft adapters go live in a real vLLM: proved, flipped, no failed request."""
+    made = {seed: tmp_path / f"made-{seed}" for seed in (1, 2, 3)}
+    for seed, directory in made.items():
+        make_real_adapter(real_engine.model.directory, directory, seed=seed)
+    # The third has the weights of one and the probe of another, as if the engine mixed them up.
+    (made[3] / probe.FILE).write_bytes((made[1] / probe.FILE).read_bytes())
+    with serving(real_engine, tmp_path / "data", checker=pool, poll_s=0.5) as server:
         base_answer = _greedy(server.http)
         stop = threading.Event()
         failed: list[str] = []
@@ -241,26 +248,39 @@ def test_a_real_adapter_is_swapped_under_load(
                 if response.status_code != 200:
                     failed.append(response.text)
 
-        threads = [threading.Thread(target=ask) for _ in range(3)]
+        threads = [threading.Thread(target=ask) for _ in range(2)]
         for thread in threads:
             thread.start()
         answers = []
-        for number in (1, 2):
-            _release_real(server.registry, real_engine.model, tmp_path, number)
-            server.until(lambda n=number: _version(server.http) == n, timeout_s=120)
-            answers.append(_greedy(server.http))
-        stop.set()
-        for thread in threads:
-            thread.join()
+        try:
+            for number in (1, 2):
+                _release_real(server.registry, real_engine.model, made[number])
+                server.until(lambda n=number: _version(server.http) == n, timeout_s=120)  # type: ignore[misc]
+                answers.append(_greedy(server.http))
+            _release_real(server.registry, real_engine.model, made[3])
+            server.until(
+                lambda: server.registry.get(3).state is AdapterState.REJECTED, timeout_s=120
+            )
+            server.until(lambda: _version(server.http) == 2)
+        finally:
+            stop.set()
+            for thread in threads:
+                thread.join()
         assert failed == []
         assert len({base_answer, *answers}) == 3
         for number in (1, 2):
             (receipt,) = server.store.receipts(version=number)
             assert receipt.accepted, receipt
-        server.registry.rollback(actor="test", reason="test")
-        server.until(lambda: _version(server.http) == 1)
+        assert not server.store.receipts(version=3)[0].accepted
+        receipts = [(r.version, r.phases_s, r.reason) for r in server.store.receipts()]
+        logging.getLogger(__name__).warning("receipts: %s", receipts)
+        # The refusal put v2 back, so the way back from there is the base.
+        server.registry.promote(1, actor="test", reason="test", force=True)
+        server.until(lambda: _version(server.http) == 1, timeout_s=60)
         assert _greedy(server.http) == answers[0]
-        _refuses_a_foreign_probe(server.registry, server.store, real_engine.model, tmp_path)
+        server.registry.rollback(actor="test", reason="test")
+        server.until(lambda: _version(server.http) == 2)
+        assert _greedy(server.http) == answers[1]
 
 
 def _greedy(http: httpx.Client) -> str:
@@ -274,18 +294,10 @@ def _version(http: httpx.Client) -> int | None:
     return None if adapter is None else int(adapter["version"])
 
 
-def _release_real(
-    registry: Registry, model: Any, tmp_path: Path, seed: int, *, probe_of: int | None = None
-) -> int:
-    made = tmp_path / f"made-{seed}-{probe_of}"
-    make_real_adapter(model.directory, made, seed=seed)
-
+def _release_real(registry: Registry, model: Any, made: Path) -> None:
     def write(draft: Path) -> None:
         for path in made.iterdir():
             (draft / path.name).write_bytes(path.read_bytes())
-        if probe_of is not None:
-            other = tmp_path / f"made-{probe_of}-None" / probe.FILE
-            (draft / probe.FILE).write_bytes(other.read_bytes())
 
     adapter = registry.add(
         write,
@@ -298,15 +310,3 @@ def _release_real(
         actor="test",
     )
     registry.promote(adapter.version, actor="test", reason="test", force=True)
-    return adapter.version
-
-
-def _refuses_a_foreign_probe(registry: Registry, store: Store, model: Any, tmp_path: Path) -> None:
-    """Weights that are not those of the probe: as if another adapter answered by that name."""
-    version = _release_real(registry, model, tmp_path, 3, probe_of=1)
-    deadline = 200
-    while registry.get(version).state is not AdapterState.REJECTED:
-        deadline -= 1
-        assert deadline, "it was not refused"
-        threading.Event().wait(0.3)
-    assert not store.receipts(version=version)[0].accepted
