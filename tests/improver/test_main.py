@@ -1,0 +1,133 @@
+"""The commands, as their user types them."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from improver import __main__ as improver
+from ops.errors import SettingsError
+from ops.records import AdapterState, CycleState
+from ops.registry import Registry
+from ops.settings import Settings
+from ops.store import Store
+from tests.improver.conftest import StubServer
+from tests.improver.test_cycle import EXAMPLES, NAME, TASKS
+
+
+def options(*arguments: str) -> Settings:
+    given = improver._parser().parse_args(["improve", *arguments])
+    return improver._with_options(Settings(), given)
+
+
+def test_options_go_over_the_settings(tmp_path: Path) -> None:
+    found = options(
+        *("--recipe", "ilf", "--tasks", str(tmp_path / "t.jsonl"), "--subset", "core60"),
+        *("--samples", "9", "--learning-rate", "0.01", "--epochs", "5"),
+    ).improver
+    assert found.gate.tasks == tmp_path / "t.jsonl"
+    assert found.gate.subset == "core60"
+    assert found.ilf.samples == 9
+    assert found.train.learning_rate == 0.01
+    assert found.train.epochs == 5
+    assert options() == Settings()
+
+
+def test_a_wrong_option_is_refused() -> None:
+    with pytest.raises(SettingsError, match="samples"):
+        options("--samples", "0")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["improve", "--recipe", "alchemy"], "no recipe 'alchemy'"),
+        (["import", "absent.jsonl"], "cannot read absent.jsonl"),
+        (["improve", "--resume", "nothing"], "no cycle nothing"),
+    ],
+)
+def test_a_mistake_is_one_line_and_a_status(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], words: str
+) -> None:
+    assert improver.main([*arguments, "--data-dir", str(tmp_path)]) == 1
+    told = " ".join(capsys.readouterr().err.split())
+    assert words in told
+    assert "Traceback" not in told
+
+
+@pytest.mark.slow
+@pytest.mark.isolation
+def test_a_cycle_killed_in_training_is_resumed(
+    server: StubServer, tiny_model: Path, tmp_path: Path
+) -> None:
+    data_dir = tmp_path / "data"
+    environment = os.environ | {
+        "OMP_NUM_THREADS": "1",
+        "JOURNEYMAN_DATA_DIR": str(data_dir),
+        "JOURNEYMAN_IMPROVER__SERVER_URL": server.url,
+        "JOURNEYMAN_ENGINE__MODEL": str(tiny_model),
+        "JOURNEYMAN_IMPROVER__TRAIN__EPOCHS": "6",
+        "JOURNEYMAN_IMPROVER__TRAIN__RANK": "8",
+        "JOURNEYMAN_IMPROVER__TRAIN__MAX_TOKENS": "1000",
+        "JOURNEYMAN_IMPROVER__ILF__SAMPLES": "1",
+        "JOURNEYMAN_IMPROVER__ILF__MIN_ROWS": "4",
+        "JOURNEYMAN_IMPROVER__GATE__GUARD_TASKS": "2",
+    }
+
+    def command(*arguments: str) -> list[str]:
+        return [sys.executable, "-m", "improver", *arguments]
+
+    def run(*arguments: str) -> dict[str, Any]:
+        done = subprocess.run(
+            command(*arguments, "--json"), env=environment, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
+        found: dict[str, Any] = json.loads(done.stdout)
+        return found
+
+    right = {
+        json.loads(line)["prompt"].split("def ")[1].split("(")[0]: json.loads(line)["refinement"]
+        for line in EXAMPLES.read_text(encoding="utf-8").splitlines()
+    }
+
+    def answer(body: dict[str, Any], index: int) -> str:
+        text = body["messages"][-1]["content"]
+        found = NAME.search(text)
+        name = (found and (found[1] or found[2])) or ""
+        if "### Feedback" in text:
+            return f"```python\n{right[name]}\n```"
+        return f"```python\n{TASKS[name].reference}```" if "@" in body["model"] else "pass"
+
+    server.script = answer
+    assert run("import", str(EXAMPLES), "--format", "ilf")["imported"] == 20
+    store = Store.open(f"sqlite:///{data_dir / 'journeyman.db'}")
+    server.follow(store, Registry(store, data_dir / "adapters"))
+    process = subprocess.Popen(
+        command("improve"), env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 120
+    while not list(data_dir.glob("cycles/*/train.partial/progress.jsonl")):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    [cycle] = store.cycles()
+    assert (cycle.state, cycle.stage) == (CycleState.RUNNING, "train")
+    ended = run("improve", "--resume", cycle.id)
+    assert ended["state"] == "succeeded", ended
+    assert ended["report"]["decide"]["decision"] == "promote"
+    assert (
+        ended["report"]["train"]["held_out_loss"] < ended["report"]["train"]["held_out_loss_base"]
+    )
+    [adapter] = store.adapters()
+    assert adapter.state is AdapterState.CHAMPION
+    store.close()
