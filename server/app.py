@@ -30,7 +30,17 @@ from ops.models import resolve
 from ops.registry import Registry
 from ops.settings import SandboxSettings, Settings
 from ops.store import Store
-from server import chat, completions, docs, feedback, health, interactions, models, releases
+from server import (
+    chat,
+    completions,
+    docs,
+    feedback,
+    health,
+    interactions,
+    jobs,
+    models,
+    releases,
+)
 from server.adapters import Adapters
 from server.auth import Guarded, Key, Keys
 from server.calls import CHAT, TEXT
@@ -81,7 +91,8 @@ def create_app(
         docs_url=None,  # `docs` has a page that needs nothing from elsewhere
         redoc_url=None,
     )
-    for module in (chat, completions, models, feedback, interactions, releases, health, docs):
+    routes = (chat, completions, models, feedback, interactions, releases, jobs, health, docs)
+    for module in routes:
         app.include_router(module.router)
     app.add_middleware(Guarded, keys=Keys(keys))
     app.add_middleware(Observed, gate=Gate(settings.server.max_concurrency))

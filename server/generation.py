@@ -138,25 +138,41 @@ class Generator:
         judged: dict[str, asyncio.Task[Judgement]] = {}
         tries: list[Try] = []
         usage: Counter[str] = Counter()
-        messages = prompt_messages(call.envelope.body, request)
         try:
-            for round_ in range(request.options.repair + 1):
-                sampling = _Round(
-                    self._engine, self._judge, call, request, messages, round_, tries, judged
-                )
-                await sampling.run()
-                usage.update(sampling.usage)
-                if any(t.verified for t in tries):
-                    break
-                worth = rank([t for t in tries if t.judgement and t.judgement.verification])
-                if not worth:
-                    break  # no program at all, or no sandbox: nothing to tell the model
-                messages = repair_messages(prompt_messages(call.envelope.body, request), worth[0])
+            async with asyncio.timeout(request.options.max_seconds):
+                await self._rounds(call, request, tries, judged, usage)
+        except TimeoutError:
+            log.info("out of time", extra={"action": "max_seconds", "request_id": call.id})
         finally:
             await _cancel(judged.values())
         if not tries:
-            raise EngineUnavailable("the engine returned no choice")
+            raise EngineUnavailable("no attempt was finished in time")
         return Outcome(ranked=rank(tries), usage=dict(usage))
+
+    async def _rounds(
+        self,
+        call: Call,
+        request: SpecRequest,
+        tries: list[Try],
+        judged: dict[str, asyncio.Task[Judgement]],
+        usage: Counter[str],
+    ) -> None:
+        """Sample and judge, then repair, adding to `tries`, `judged` and `usage` as it goes."""
+        messages = prompt_messages(call.envelope.body, request)
+        for round_ in range(request.options.repair + 1):
+            sampling = _Round(
+                self._engine, self._judge, call, request, messages, round_, tries, judged
+            )
+            try:
+                await sampling.run()
+            finally:
+                usage.update(sampling.usage)
+            if any(t.verified for t in tries):
+                return
+            worth = rank([t for t in tries if t.judgement and t.judgement.verification])
+            if not worth:
+                return  # no program at all, or no sandbox: nothing to tell the model
+            messages = repair_messages(prompt_messages(call.envelope.body, request), worth[0])
 
     def _choices(self, call: Call, outcome: Outcome) -> list[Json]:
         keep_logprobs = bool(call.envelope.body.get("logprobs"))

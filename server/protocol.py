@@ -49,6 +49,7 @@ class Options:
     candidates: int
     early_stop: bool
     repair: int
+    max_seconds: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,6 +135,9 @@ class SpecOptions(BaseModel):
     candidates: int | None = Field(None, ge=1)
     early_stop: bool = True
     repair: int = Field(0, ge=0, le=MAX_REPAIR)
+    max_seconds: float | None = Field(
+        None, gt=0, le=3600, description="what is there by then comes back; unset: no limit"
+    )
 
 
 def read_spec(
@@ -179,7 +183,10 @@ def read_spec(
     return SpecRequest(
         spec=spec,
         options=Options(
-            candidates=candidates, early_stop=options.early_stop, repair=options.repair
+            candidates=candidates,
+            early_stop=options.early_stop,
+            repair=options.repair,
+            max_seconds=options.max_seconds,
         ),
         derived=derived,
     )

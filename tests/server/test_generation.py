@@ -157,6 +157,20 @@ def test_enough_verified_attempts_cancel_the_rest(server: Running) -> None:
     assert 9 < usage["completion_tokens"] < 1600
 
 
+def test_max_seconds_brings_back_what_is_there(server: Running) -> None:
+    long = "word " * 400 + RIGHT
+    server.engine.script = lambda body, index: WRONG if index == 0 else long
+    server.engine.token_delay_s = 0.02
+    answer = _verified(server, SPEC | {"max_seconds": 1.0})
+    choice = answer["choices"][0]
+    assert (choice["message"]["content"], choice["verification"]["verified"]) == (WRONG, False)
+    server.until(lambda: server.engine.running == 0, timeout_s=1)
+    server.engine.script = lambda body, index: long
+    response = server.chat(messages=MESSAGES, io_spec=SPEC | {"max_seconds": 0.5})
+    assert response.status_code == 503
+    server.until(lambda: server.engine.running == 0, timeout_s=1)
+
+
 def test_repair_shows_visible_failures_and_can_mend(server: Running) -> None:
     server.engine.script = lambda body, index: RIGHT if len(body["messages"]) > 1 else WRONG
     answer = _verified(server, SPEC | {"repair": 2, "candidates": 2})
@@ -216,6 +230,7 @@ def test_wrong_specs_are_a_400_that_names_the_field(server: Running) -> None:
         (SPEC | {"repair": -1}, "io_spec.repair"),
         (SPEC | {"repair": 99}, "io_spec.repair"),
         (SPEC | {"early_stop": 1}, "io_spec.early_stop"),
+        (SPEC | {"max_seconds": 0}, "io_spec.max_seconds"),
     ]
     for spec, param in wrong:
         response = server.chat(messages=MESSAGES, io_spec=spec)
