@@ -233,7 +233,7 @@ def _welcome(settings: Settings, model: Model, build: EngineBuild | None, tier: 
         Try it:
 
           curl -s {url}/v1/chat/completions -H 'Content-Type: application/json' -d '{{
-            "model": "code",
+            "model": "code", "max_tokens": 512,
             "messages": [{{"role": "user", "content": "Write median(xs), the median of a list."}}],
             "io_spec": {{"examples": [{{"input": [[3, 1, 2]], "output": 2}},
                                      {{"input": [[4, 1, 3, 2]], "output": 2.5, "hidden": true}}]}}
@@ -245,6 +245,7 @@ def _welcome(settings: Settings, model: Model, build: EngineBuild | None, tier: 
           client = OpenAI(base_url="{url}/v1", api_key="unused")
           answer = client.chat.completions.create(
               model="code",
+              max_tokens=512,
               messages=[{{"role": "user", "content": "Write median(xs), the median of a list."}}],
               extra_body={{"io_spec": {{"examples": [
                   {{"input": [[3, 1, 2]], "output": 2}},
