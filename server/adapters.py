@@ -84,6 +84,8 @@ class _Loaded:
     served: Served
     adapter: Adapter
     probe: dict[str, Any]
+    phases_s: dict[str, float]
+    """How long it took to bring it in; told once, by the receipt of its first flip."""
     references: int = 0
     left_at: float | None = None
 
@@ -296,7 +298,7 @@ class Adapters:
             version = aliases.get(alias)
             if version is not None and version not in self._loaded:
                 await self._bring(version, alias, listed)
-        self._flip(aliases.get(Alias.CHAMPION))
+        await self._flip(aliases.get(Alias.CHAMPION))
         await self._unload_unwanted(set(aliases.values()))
         self._show(aliases)
 
@@ -353,7 +355,9 @@ class Adapters:
         else:
             self._trouble.pop(version, None)
             self._loaded[version] = loaded
-            await self._receipt(this, loaded.probe | {"alias": alias.value}, "proved")
+            if alias is not Alias.CHAMPION:
+                # The champion's receipt is written when `code` means it.
+                await self._receipt(this, loaded.probe | {"alias": alias.value}, "proved")
             metrics.adapter_swaps_total.labels("proved").inc()
             log.info(
                 "%s is loaded and proved as %s",
@@ -404,7 +408,9 @@ class Adapters:
             base=base.id,
             base_root=base.root,
         )
-        return _Loaded(served=served, adapter=adapter, probe=asdict(result))
+        return _Loaded(
+            served=served, adapter=adapter, probe=asdict(result), phases_s=dict(this.phases_s)
+        )
 
     async def _load(self, name: str, path: str, listed: dict[str, Model]) -> None:
         """Load an adapter unless the engine has it, from this very path, from before.
@@ -481,18 +487,30 @@ class Adapters:
             tries=tries, again_at=time.monotonic() + pause_s, reason=reason
         )
 
-    def _flip(self, target: int | None) -> None:
-        """Let `code` mean the champion: one assignment, between two requests."""
+    async def _flip(self, target: int | None) -> None:
+        """Let `code` mean the champion: one assignment, between two requests; then say so."""
         version = target or 0
         if version == self._champion or (version and version not in self._loaded):
             return
-        before, self._champion = self._champion, version
+        this = _Try(version=version, from_version=self._champion or 0)
+        loaded = self._loaded.get(version)
+        if loaded is not None:
+            this.phases_s |= loaded.phases_s
+            loaded.phases_s = {}
+        with this.phase("flip"):
+            before, self._champion = self._champion, version
         metrics.adapter_swaps_total.labels("flipped").inc()
+        name = f"code@v{version}" if version else "the base model"
         log.info(
             "code is now %s",
-            f"code@v{version}" if version else "the base model",
+            name,
             extra={"action": "flip", "version": version, "from_version": before},
         )
+        if before is not None or version:
+            evidence = loaded.probe if loaded is not None else {}
+            await self._receipt(
+                this, evidence | {"alias": Alias.CHAMPION.value}, f"code is now {name}"
+            )
 
     async def _unload_unwanted(self, wanted: set[int]) -> None:
         for version, loaded in list(self._loaded.items()):

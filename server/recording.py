@@ -125,6 +125,7 @@ class Recorder:
         return await future
 
     def _run(self) -> None:
+        self._beat()
         while True:
             try:
                 job = self._queue.get(timeout=RETRY_S if self._failure else HEARTBEAT_S)

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from ops import probe
+from ops import probe, swaps
+from ops.errors import RegistryError
 from ops.records import Adapter, AdapterState, Alias
 from tests.fake_engine import BASE, FakeEngine, add_adapter, safetensors, write_adapter
 from tests.server.conftest import Running, SharedPool, serving
@@ -47,7 +48,8 @@ def test_a_promoted_adapter_answers_after_it_was_proved(server: Running) -> None
     assert load == {"lora_name": "code@v1", "lora_path": adapter.directory}
     (receipt,) = server.store.receipts(version=1)
     assert receipt.accepted
-    assert receipt.phases_s.keys() >= {"verify", "preflight", "load", "readback", "probe"}
+    phases = {"verify", "preflight", "load", "readback", "probe", "flip"}
+    assert receipt.phases_s.keys() == phases
     assert receipt.probe["correlation"] == pytest.approx(1.0)
     assert server.registry.get(1).state is AdapterState.CHAMPION
 
@@ -84,8 +86,45 @@ def test_rollback_is_instant_because_the_way_back_stays_loaded(server: Running) 
     server.until(lambda: _serves(server, 1), timeout_s=1)
     assert len(server.engine.loads) == loads
     server.until(lambda: "code@v2" not in server.engine.adapters)
+    back = server.store.receipts(version=1)[0]
+    assert (back.accepted, back.from_version, set(back.phases_s)) == (True, 2, {"flip"})
+    assert back.probe["accepted"] is True
     server.registry.rollback(actor="test", reason="test")
     server.until(lambda: _serves(server, 0), timeout_s=1)
+    server.until(lambda: len(server.store.receipts(version=0)) == 1)
+
+
+def test_whoever_moves_an_alias_can_wait_for_the_proof(server: Running) -> None:
+    for fill in (b"\1", b"\2"):
+        before = swaps.mark(server.store)
+        assert len(before.servers) == 1
+        adapter = _release(server, fill)
+        result = swaps.wait(server.store, before, adapter.version, 10)
+        assert result.silent == ()
+        result.raise_if_refused()
+        assert _serves(server, adapter.version)
+    for version in (1, 0):
+        before = swaps.mark(server.store)
+        server.registry.rollback(actor="test", reason="test")
+        result = swaps.wait(server.store, before, version, 10)
+        assert result.silent == ()
+        assert _serves(server, version)
+    before = swaps.mark(server.store)
+    bad = _release(server, b"\3", use_dora=True)
+    result = swaps.wait(server.store, before, bad.version, 10)
+    with pytest.raises(RegistryError, match="DoRA"):
+        result.raise_if_refused()
+
+
+def test_a_candidate_that_was_proved_goes_live_without_loading_again(server: Running) -> None:
+    adapter = add_adapter(server.registry)
+    server.registry.nominate(adapter.version)
+    server.until(lambda: len(server.store.receipts(version=1)) == 1)
+    assert server.store.receipts(version=1)[0].probe["alias"] == "candidate"
+    _promote(server, adapter)
+    server.until(lambda: _serves(server, 1))
+    server.until(lambda: len(server.store.receipts(version=1)) == 2)
+    assert len(server.engine.loads) == 1
 
 
 def test_a_candidate_answers_under_its_pinned_name_only(server: Running) -> None:
