@@ -7,7 +7,7 @@ never come here; exit statuses and stdout prove nothing.
 
 Frames, both ways: four bytes of length (big endian), then JSON.
 
-    in   {job}, then {"calls": [[entry, args, kwargs], …]} again and again, then the end
+    in   {job}, then {"calls": [[entry, args, kwargs], …], "last"} again and again, then the end
     out  {"armed"} {"loaded"} {"value": form, "i": n} | {"raised": [type, text], "i": n} …
          {"outputs"} {"description"} {"done"}
 
@@ -24,6 +24,7 @@ import importlib
 import io
 import json
 import os
+import select
 import struct
 import symtable
 import sys
@@ -109,15 +110,24 @@ def _arrange(descriptors: list[int], ruleset: isolation.Ruleset | None) -> isola
 # --- frames ------------------------------------------------------------------------------------
 
 
-def send(frame: dict[str, Any]) -> None:
-    """Write one frame; one that would be too big becomes an opaque value."""
+_held = bytearray()
+
+
+def send(frame: dict[str, Any], *, hold: bool = False) -> None:
+    """Write one frame; one that would be too big becomes an opaque value.
+
+    Args:
+        frame: What to say.
+        hold: Keep it back and write it with the next one: a wake-up of the parent less. Only for
+            what may be lost when the program crashes before then.
+    """
     data = _dumps(frame).encode("ascii")
     if len(data) > MAX_FRAME:
         small = {**frame, "value": {"$opaque": "too big"}} if "value" in frame else {"too_big": 1}
         data = _dumps(small).encode("ascii")
-    data = struct.pack(">I", len(data)) + data
-    while data:
-        data = data[_write(RESULT_FD, data) :]
+    _held.extend(struct.pack(">I", len(data)) + data)
+    while _held and not hold:
+        del _held[: _write(RESULT_FD, _held)]
 
 
 def receive() -> dict[str, Any]:
@@ -179,7 +189,7 @@ def _run(job: dict[str, Any]) -> None:
     except BaseException as error:
         _raised(error)
         return
-    send({"loaded": True})
+    send({"loaded": True}, hold=job["mode"] == "calls")
     if job["mode"] == "calls":
         _serve(job, namespace)
     if job.get("outputs"):
@@ -261,6 +271,9 @@ def _serve(job: dict[str, Any], namespace: dict[str, Any]) -> None:
     """Answer calls until the parent closes the pipe."""
     number = 0
     while True:
+        if _held and not select.select([CODE_FD], [], [], 0)[0]:
+            # Nothing to do yet: the parent may be waiting for what was held back.
+            flush_held()
         try:
             frame = receive()
         except Closed:
@@ -268,12 +281,21 @@ def _serve(job: dict[str, Any], namespace: dict[str, Any]) -> None:
         if "get" in frame:
             _answer_name(frame["get"], namespace)
             continue
-        for call in frame["calls"]:
-            _answer(call, namespace, number)
+        calls, last = frame["calls"], bool(frame.get("last"))
+        for place, call in enumerate(calls, 1):
+            _answer(call, namespace, number, hold=last and place == len(calls))
             number += 1
+        if last:
+            return
 
 
-def _answer(call: list[Any], namespace: dict[str, Any], number: int) -> None:
+def flush_held() -> None:
+    """Write what was held back."""
+    while _held:
+        del _held[: _write(RESULT_FD, _held)]
+
+
+def _answer(call: list[Any], namespace: dict[str, Any], number: int, *, hold: bool) -> None:
     entry, forms, named = call
     try:
         args = [values.revive(values.decode(form)) for form in forms]
@@ -287,7 +309,7 @@ def _answer(call: list[Any], namespace: dict[str, Any], number: int) -> None:
         frame: dict[str, Any] = {"raised": _describe_error(error), "i": number}
     else:
         frame = {"value": form, "i": number}
-    send(frame)
+    send(frame, hold=hold)
 
 
 def _entry(

@@ -129,11 +129,13 @@ class Examiner:
         async def work(zygote: Zygote) -> Run:
             job = {"mode": "calls", "code": self.code}
             execution = await zygote.begin(job, self.limits, None)
-            execution.feed({"calls": [call.frame for call in calls[:seen]]})
+            only = seen == len(calls)
+            execution.feed({"calls": [call.frame for call in calls[:seen]], "last": only})
             if seen < len(calls) and await execution.collect(seen, upto="values"):
                 visible = zip(calls[:seen], execution.outcome.values, strict=True)
                 if not (self.stop_early and any(self._judge(c, v)[0] for c, v in visible)):
-                    execution.feed({"calls": [call.frame for call in calls[seen:]]})
+                    rest = [call.frame for call in calls[seen:]]
+                    execution.feed({"calls": rest, "last": True})
                     await execution.collect(len(calls), upto="values")
             execution.finish()
             await execution.collect(len(calls))

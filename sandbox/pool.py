@@ -254,7 +254,7 @@ class Pool:
             used.append(zygote)
             execution = await zygote.begin(job, limits, stdin)
             if frames:
-                execution.feed({"calls": frames})
+                execution.feed({"calls": frames, "last": True})
             execution.finish()
             await execution.collect(len(frames))
             return await execution.end()
@@ -521,7 +521,7 @@ class Pool:
         for probe in probes:
             job = {"mode": "calls", "code": probe.code}
             execution = await zygote.begin(job, PROBE_LIMITS, None)
-            execution.feed({"calls": [["probe", [facts], {}]]})
+            execution.feed({"calls": [["probe", [facts], {}]], "last": True})
             execution.finish()
             await execution.collect(1)
             run = await execution.end()
