@@ -90,6 +90,7 @@ async def attempt(
     max_tokens: int,
     seed: int | None = None,
     model: str | None = None,
+    stop: Sequence[str] = (),
 ) -> list[Attempted]:
     """Ask for `n` answers and judge them all.
 
@@ -97,7 +98,13 @@ async def attempt(
         PolicyError: the model could not be asked.
     """
     samples = await policy.sample(
-        messages, n=n, temperature=temperature, max_tokens=max_tokens, seed=seed, model=model
+        messages,
+        n=n,
+        temperature=temperature,
+        max_tokens=max_tokens,
+        seed=seed,
+        model=model,
+        stop=stop,
     )
     return await together(judge(pool, sample, spec) for sample in samples)
 

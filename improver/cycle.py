@@ -263,6 +263,8 @@ class CycleRun:
             environment=self.means.environment,
             on_progress=self._training_progress,
         )
+        too_long = trained.get("rows_too_long", [])
+        dataset.drop_from_lineage(self.means.store, self.cycle.id, too_long, "too long")
         adapter = self.means.registry.add(
             lambda draft: _copy_files(directory / "adapter", draft),
             base_model=model.name,
@@ -271,7 +273,7 @@ class CycleRun:
             recipe=self.cycle.recipe,
             cycle_id=self.cycle.id,
             lineage={
-                "rows": [row.id for row in rows],
+                "rows": [row.id for row in rows if row.id not in too_long],
                 "settings": self.cycle.settings,
                 "seed": job.seed,
                 "code": code_version(),

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from improver.errors import NotEnough
@@ -80,6 +80,17 @@ def keep_lineage(store: Store, cycle_id: str, rows: Sequence[Row], drops: Sequen
         if drop.row is not None and drop.row.id not in lineage:
             lineage[drop.row.id] = _lineage(cycle_id, drop.row, drop.reason)
     store.replace_dataset(cycle_id, list(lineage.values()))
+
+
+def drop_from_lineage(store: Store, cycle_id: str, row_ids: Sequence[str], reason: str) -> None:
+    """Note that rows which were kept were not trained on after all."""
+    gone = set(row_ids)
+    if gone:
+        rows = [
+            replace(row, kept=False, reason=reason) if row.row_id in gone else row
+            for row in store.dataset(cycle_id)
+        ]
+        store.replace_dataset(cycle_id, rows)
 
 
 def _lineage(cycle_id: str, row: Row, reason: str | None) -> DatasetRow:

@@ -76,6 +76,8 @@ def _train(section: Json) -> list[str]:
         f"{section['tokens_per_s']:.0f} tokens/s in {section['dtype']} on {section['device']}, "
         f"{section['peak_memory_bytes'] / 2**30:.1f} GiB"
     ]
+    if section.get("rows_too_long"):
+        lines.append(f"{len(section['rows_too_long'])} rows too long, left out")
     if section["held_out_loss"] is not None:
         lines.append(
             f"held-out loss {section['held_out_loss_base']:.3f} (base) → "

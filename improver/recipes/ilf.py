@@ -42,6 +42,9 @@ OLD_PROGRAM_CHARS = 2000
 """The paper cuts the old code to 512 tokens, and nothing else, when a prompt gets too long."""
 FEEDBACK_CHARS = 2000
 
+END_OF_PROGRAM = "\n```\n"
+"""Where a refinement ends: what a model says after its program is paid for and thrown away."""
+
 INSTRUCTION = (
     "Below are a programming task, a program that was meant to solve it but does not, and a "
     "reviewer's feedback on that program. Write the corrected program."
@@ -128,6 +131,7 @@ class Ilf:
                 n=options.samples,
                 temperature=options.temperature,
                 max_tokens=options.max_answer_tokens,
+                stop=[END_OF_PROGRAM],
             )
         except PolicyUnavailable:
             raise

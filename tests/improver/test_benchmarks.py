@@ -55,14 +55,10 @@ def test_no_built_in_task_is_like_another() -> None:
 
 
 @pytest.mark.isolation
-async def test_built_in_references_pass(pool: Pool) -> None:
+async def test_built_in_references_pass_and_stubs_fail(pool: Pool) -> None:
     kept, unsound = await judgeable(Builtin().tasks(), pool)
     assert unsound == []
     assert len(kept) == 30
-
-
-@pytest.mark.isolation
-async def test_built_in_stubs_fail(pool: Pool) -> None:
     for task in Builtin().tasks():
         for program in stub_programs(task):
             found = await pool.check(program, task.spec)

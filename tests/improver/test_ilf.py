@@ -107,6 +107,7 @@ async def test_what_passes_becomes_a_row_of_the_live_prompt(
     assert [d.reason for d in built.drops] == ["refinement fails"]
     body = server.bodies[0]
     assert body["temperature"] == 0.8
+    assert body["stop"] == ["\n```\n"]
 
 
 async def test_passing_the_visible_example_is_not_enough(

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from improver.dataset import keep_lineage, require, split, write
+from improver.dataset import drop_from_lineage, keep_lineage, require, split, write
 from improver.errors import FirewallError, NotEnough
 from improver.firewall import Exam, Firewall
 from improver.recipes.ilf import make_row
@@ -131,5 +131,10 @@ def test_the_files_and_the_lineage(store: Store, tmp_path: Path) -> None:
     keep_lineage(store, cycle.id, [kept], drops)
     found = {r.row_id: (r.kept, r.reason) for r in store.dataset(cycle.id)}
     assert found == {kept.id: (True, None), lost.id: (False, "duplicate")}
+    drop_from_lineage(store, cycle.id, [kept.id], "too long")
+    assert {(r.kept, r.reason) for r in store.dataset(cycle.id)} == {
+        (False, "too long"),
+        (False, "duplicate"),
+    }
     write(tmp_path, split([kept], held_out_share=0.1, seed=1))
     assert list(read_lines(tmp_path / "train.jsonl", Row)) == [kept]
