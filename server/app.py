@@ -25,9 +25,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 import sandbox
 from ops import metrics
-from ops.errors import ModelError, SettingsError
+from ops.errors import ModelError, ProcessError, SettingsError
 from ops.models import resolve
 from ops.registry import Registry
+from ops.services import engine_build
 from ops.settings import SandboxSettings, Settings
 from ops.store import Store
 from server import (
@@ -156,6 +157,7 @@ async def _open(
     log.info("serving", extra={"action": "start", "sandbox": judge.tier.label})
     return State(
         settings=settings.server,
+        fragile=_is_fragile(settings),
         engine=engine,
         store=store,
         registry=registry,
@@ -165,6 +167,16 @@ async def _open(
         forwarder=Forwarder(engine, recorder, adapters),
         generator=Generator(engine, judge, recorder, adapters),
     )
+
+
+def _is_fragile(settings: Settings) -> bool:
+    """Whether the engine is the CPU build of this environment; one given by URL is trusted."""
+    if settings.engine.url is not None:
+        return False
+    try:
+        return engine_build().device == "cpu"
+    except ProcessError:
+        return False
 
 
 def _digest(root: str) -> str | None:

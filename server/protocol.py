@@ -94,6 +94,30 @@ def read_envelope(body: Json) -> Envelope:
     )
 
 
+def refuse_fragile(body: Json) -> None:
+    """Refuse what kills vLLM's CPU build while it serves adapters.
+
+    With LoRA on the output layer, log-probabilities of a prompt end the engine for everybody as
+    soon as another request is in the same batch (seen in 0.32.0: "einsum(): subscript b has size
+    …"). No client may be able to do that.
+
+    Raises:
+        BadRequest: the body asks for them.
+    """
+    if body.get("prompt_logprobs") is not None:
+        raise BadRequest(
+            "prompt_logprobs is not safe with this build of the engine",
+            param="prompt_logprobs",
+            code="unsupported_parameter",
+        )
+    if body.get("echo") and body.get("logprobs") is not None:
+        raise BadRequest(
+            "echo together with logprobs is not safe with this build of the engine",
+            param="echo",
+            code="unsupported_parameter",
+        )
+
+
 def _optional(body: Mapping[str, Any], name: str, kind: type, what: str) -> Any:
     value = body.get(name)
     if value is None:

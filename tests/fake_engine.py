@@ -339,6 +339,8 @@ class FakeEngine:
             return None
         prompt = body["prompt"]
         prefix = prompt[index] if isinstance(prompt[0], list) else prompt
+        if isinstance(prefix, str):
+            prefix = list(prefix.encode())
         weights = self._weights.get(body["model"], b"") if self.apply_adapters else b""
         ids = wanted or [0]
         step = {f"token_id:{token}": logprob(weights, list(prefix), token) for token in ids}
