@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import dataclass
+from datetime import datetime
 
 from improver.errors import SwapError
 from improver.policy import Policy
@@ -19,6 +20,7 @@ from ops.registry import Registry
 from ops.store import Store
 
 ACTOR = "improver"
+RECEIPT_S = 3.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,11 +85,23 @@ async def release(
         await asyncio.sleep(poll_s)
     after_s = (now() - decided).total_seconds()
     state = registry.get(version).state
-    receipts = store.receipts(version=version, limit=1)
-    swap = _swap(receipts[0], after_s) if receipts else None
     kept = state is AdapterState.CHAMPION
+    receipts = await _receipts(store, version, decided, poll_s)
+    swap = _swap(receipts[0], after_s) if receipts else None
     reason = judgement.reason if kept else (receipts[0].reason if receipts else "taken back")
     return Release(state=state, reason=reason, swap=swap)
+
+
+async def _receipts(
+    store: Store, version: int, since: datetime, poll_s: float
+) -> list[SwapReceipt]:
+    """The version's receipts, newest first; the one of the swap is written just after it."""
+    give_up = time.monotonic() + RECEIPT_S
+    while True:
+        receipts = store.receipts(version=version)
+        if (receipts and receipts[0].at >= since) or time.monotonic() > give_up:
+            return receipts
+        await asyncio.sleep(poll_s)
 
 
 def _swap(receipt: SwapReceipt, after_s: float) -> Json:

@@ -106,6 +106,7 @@ class StubServer:
         self.status: int | None = None
         self.in_flight = self.most_in_flight = 0
         self.delay_s = 0.0
+        self._champion = 0
         self._lock = threading.Lock()
         self._store: Store | None = None
         self._registry: Registry | None = None
@@ -130,11 +131,18 @@ class StubServer:
                     self._bring(version)
                     if alias is Alias.CHAMPION:
                         champion = version
+                self._flip(champion)
                 aliases = self._store.aliases()
             entries += [{"id": f"code@v{v}", "parent": BASE} for v in sorted({*aliases.values()})]
         parent = BASE if champion else None
         code = {"id": "code", "parent": parent, "adapter": {"name": "code", "version": champion}}
         return {"object": "list", "data": [code, {"id": BASE, "parent": None}, *entries]}
+
+    def _flip(self, version: int) -> None:
+        if version != self._champion:
+            self._champion = version
+            if version:
+                self._receipt(version, "code is now it")
 
     def _bring(self, version: int) -> None:
         assert self._store is not None
@@ -143,6 +151,12 @@ class StubServer:
             return
         if self._registry.get(version).state is AdapterState.REJECTED:
             return
+        self._receipt(version, self.refuse or "proved")
+        if self.refuse is not None:
+            self._registry.refuse(version, actor="stub", reason=self.refuse, evidence={})
+
+    def _receipt(self, version: int, reason: str) -> None:
+        assert self._store is not None
         self._store.add_receipt(
             SwapReceipt(
                 id=new_id(),
@@ -151,13 +165,11 @@ class StubServer:
                 version=version,
                 from_version=0,
                 accepted=self.refuse is None,
-                reason=self.refuse or "proved",
+                reason=reason,
                 phases_s={"load": 0.01},
                 probe={"engine_shift": 0.1},
             )
         )
-        if self.refuse is not None:
-            self._registry.refuse(version, actor="stub", reason=self.refuse, evidence={})
 
     def chat(self, body: Json) -> Json:
         n = body.get("n", 1)
