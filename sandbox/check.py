@@ -141,6 +141,7 @@ def _items(actual: Sequence[Any], expected: Sequence[Any], rule: Rule) -> bool:
 def _mapping(actual: dict[Any, Any], expected: dict[Any, Any], rule: Rule) -> bool:
     if len(actual) != len(expected):
         return False
+    actual, expected = _plain_keys(actual), _plain_keys(expected)
     if all(type(key) is str for key in expected):
         named = {str(key) if type(key) is int else key: item for key, item in actual.items()}
     else:
@@ -150,6 +151,10 @@ def _mapping(actual: dict[Any, Any], expected: dict[Any, Any], rule: Rule) -> bo
     return len(named) == len(expected) and all(
         key in named and _exact(named[key], item, rule) for key, item in expected.items()
     )
+
+
+def _plain_keys(mapping: dict[Any, Any]) -> dict[Any, Any]:
+    return {key.value if isinstance(key, Scalar) else key: v for key, v in mapping.items()}
 
 
 def _typed(items: Iterable[Any]) -> set[tuple[type, Any]]:
@@ -181,6 +186,7 @@ def _equal(actual: Any, expected: Any, rule: Rule) -> bool:
             _equal(a, e, rule) for a, e in zip(actual, expected, strict=True)
         )
     if isinstance(expected, dict):
+        actual, expected = _plain_keys(actual), _plain_keys(expected)
         return len(actual) == len(expected) and all(
             key in actual and _equal(actual[key], item, rule) for key, item in expected.items()
         )

@@ -92,6 +92,7 @@ class Array:
     dtype: str | None
     shape: tuple[int, ...]
     items: tuple[Any, ...]
+    matrix: bool = False
 
     def nested(self) -> Any:
         """The items as nested lists of the array's shape."""
@@ -238,7 +239,8 @@ class _Encoder:
             return {"$scalar": [value.dtype, self.encode(value.value, depth + 1)]}
         if kind is Array:
             data = self._items(value.items, depth)
-            return {"$array": {"dtype": value.dtype, "shape": list(value.shape), "data": data}}
+            form = {"dtype": value.dtype, "shape": list(value.shape), "data": data}
+            return {"$array": {**form, "matrix": True} if value.matrix else form}
         if kind is Series:
             return {
                 "$series": {
@@ -280,7 +282,7 @@ class _Encoder:
         """Encode numpy and pandas values, by exact type and without calling user code."""
         numpy, pandas = sys.modules.get("numpy"), sys.modules.get("pandas")
         if numpy is not None:
-            if kind is numpy.ndarray:
+            if kind is numpy.ndarray or kind is numpy.matrix:
                 return self._known(self._array(value), depth)
             if kind in _numpy_scalars(numpy) and value.dtype.kind in "biufcUSmM":
                 return self._known(_scalar(value), depth)
@@ -304,7 +306,9 @@ class _Encoder:
     def _array(self, value: Any) -> Array:
         if value.size > self.cells or value.dtype.kind not in "biufcUSmMO":
             raise _Cut
-        return Array(value.dtype.str, tuple(value.shape), _column(value.ravel()))
+        matrix = type(value) is not sys.modules["numpy"].ndarray
+        flat = sys.modules["numpy"].asarray(value).ravel()
+        return Array(value.dtype.str, tuple(value.shape), _column(flat), matrix)
 
     def _labels(self, index: Any) -> Index:
         if len(index) > self.cells:
@@ -463,7 +467,9 @@ def revive(value: Any) -> Any:
     if isinstance(value, tuple):
         return tuple([revive(item) for item in value])
     if isinstance(value, dict):
-        return {key: revive(item) for key, item in value.items()}
+        return {revive(key): revive(item) for key, item in value.items()}
+    if isinstance(value, (set, frozenset)):
+        return type(value)([revive(item) for item in value])
     if isinstance(value, (Scalar, Array)):
         import numpy
 
@@ -474,7 +480,8 @@ def revive(value: Any) -> Any:
             array = numpy.empty(len(items), dtype=object)
             array[:] = [revive(item) for item in items]
             return array.reshape(value.shape)
-        return numpy.array(items, dtype=value.dtype).reshape(value.shape)
+        array = numpy.array(items, dtype=value.dtype).reshape(value.shape)
+        return numpy.asmatrix(array) if value.matrix else array
     if isinstance(value, (Series, Frame, Index, Missing)):
         return _revive_pandas(value)
     return value
@@ -672,7 +679,7 @@ def _decode_scalar(body: Any, depth: int) -> Scalar:
 
 
 def _decode_array(body: Any, depth: int) -> Array:
-    _keys(body, {"data"}, {"dtype", "shape"})
+    _keys(body, {"data"}, {"dtype", "shape", "matrix"})
     data = _list(body["data"], depth)
     if "shape" in body:
         shape = tuple(body["shape"])
@@ -680,7 +687,7 @@ def _decode_array(body: Any, depth: int) -> Array:
             raise ValueError("an array's shape is a list of sizes")
         if math.prod(shape) != len(data):
             raise ValueError("an array's data and shape disagree")
-        return Array(_dtype(body.get("dtype")), shape, tuple(data))
+        return Array(_dtype(body.get("dtype")), shape, tuple(data), body.get("matrix") is True)
     shape, flat = _flatten(data)
     return Array(_dtype(body.get("dtype")), shape, tuple(flat))
 

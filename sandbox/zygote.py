@@ -96,6 +96,7 @@ class Zygote:
             if not os.path.isdir(config["scratch"]):
                 # A runtime shows its own files, not the service's.
                 config["scratch"] = tempfile.mkdtemp()
+                tempfile.tempdir = None
             place = isolation.open_place(libraries, config["scratch"])
         self.place = replace(place, tier=tier, uid=uid)
         self.ruleset, self.filters = _walls(self.place)

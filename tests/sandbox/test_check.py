@@ -49,6 +49,8 @@ EQUAL = Rule("equal")
         (Opaque("Yes"), 9, False, False),
         ([Opaque("Yes")], [9], False, False),
         (1 + 2j, 1 + 2j, True, True),
+        ({Scalar("int64", 1): Scalar("int64", 2)}, {1: 2}, True, True),
+        ({Scalar("int64", 1): "a"}, {"1": "a"}, True, False),
     ],
 )
 def test_rules(actual: Any, expected: Any, exact: bool, equal: bool) -> None:
