@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from improver import importer, lease, report
-from improver.cycle import CycleRun, Means, Plan, make_recipe, start
+from improver.cycle import CycleRun, Means, Plan, fail, make_recipe, start
 from improver.errors import ImproverError
 from improver.policy import Policy
 from improver.progress import LogShow, Show, TerminalShow
@@ -163,6 +163,10 @@ async def _improve(settings: Settings, given: argparse.Namespace, console: Conso
             try:
                 async with _means(settings, store, show) as means:
                     cycle = await CycleRun(cycle, means).run()
+            except FAULTS as error:
+                if cycle.state is CycleState.RUNNING:
+                    fail(store, cycle, error)
+                raise
             finally:
                 show.close()
     finally:

@@ -28,7 +28,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Protocol
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from improver import collect, dataset, decide, evaluate, release, screen, trainer
 from improver.attempts import Judge
@@ -147,6 +147,16 @@ def start(store: Store, plan: Plan, cycles_dir: Path, *, trigger: str, state: Cy
     return cycle
 
 
+def fail(store: Store, cycle: Cycle, error: Exception) -> Cycle:
+    """Write down that a cycle could not even be run; it can be resumed."""
+    return store.update_cycle(
+        cycle.id,
+        state=CycleState.FAILED,
+        error=f"{type(error).__name__}: {error}",
+        finished_at=now(),
+    )
+
+
 class CycleRun:
     """A cycle being run, from wherever it stands. The caller holds the lease."""
 
@@ -154,7 +164,12 @@ class CycleRun:
         if cycle.state not in RESUMABLE:
             raise CycleError(f"cycle {cycle.id} is {cycle.state} and cannot be resumed")
         self.cycle = cycle
-        self.plan = Plan.model_validate(cycle.settings)
+        try:
+            self.plan = Plan.model_validate(cycle.settings)
+        except ValidationError as error:
+            raise CycleError(
+                f"cycle {cycle.id} has settings of another version: {error}"
+            ) from error
         self.means = means
         self.workspace = Workspace(Path(cycle.directory))
         self._stages = (
@@ -424,13 +439,19 @@ class CycleRun:
     # --- the record ----------------------------------------------------------------------------
 
     async def _do(self, name: str, words: str, work: Callable[[Path], Awaitable[Json]]) -> None:
-        began = time.monotonic()
+        began, tokens = time.monotonic(), self.means.policy.tokens
         self._update(stage=name)
         self._event("info", f"{name}: {words}")
         self.means.show.stage(name, words)
         found = await work(self.workspace.begin(name))
         seconds = round(time.monotonic() - began, 2)
-        self.workspace.finish(name, {**found, "seconds": seconds})
+        found |= {"seconds": seconds}
+        if sampled := self.means.policy.tokens - tokens:
+            found |= {
+                "sampled_tokens": sampled,
+                "sampled_tokens_per_s": round(sampled / max(seconds, 0.01), 1),
+            }
+        self.workspace.finish(name, found)
         self._update(report=self._report())
         self._event("info", f"{name}: done in {seconds} s", _short(found))
         self.means.show.end(f"{seconds:.0f} s")

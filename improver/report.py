@@ -27,6 +27,8 @@ def render(cycle: Cycle) -> str:
         section = report.get(stage)
         if section:
             seconds = f"{section.get('seconds', 0):.0f} s"
+            if "sampled_tokens" in section:
+                seconds += f", {section['sampled_tokens_per_s']:.0f} sampled tokens/s"
             text = write(section)
             lines += [f"  {word:<10} {text[0]}  [{seconds}]", *(f"{'':<13}{t}" for t in text[1:])]
     return "\n".join(lines)

@@ -18,9 +18,9 @@ from apscheduler.schedulers.asyncio import AsyncIOScheduler
 from apscheduler.triggers.cron import CronTrigger
 
 from improver import lease
-from improver.cycle import Plan, start
+from improver.cycle import Plan, fail, start
 from improver.errors import CycleError, ImproverError
-from ops.errors import OpsError, SettingsError, StoreError
+from ops.errors import ModelError, OpsError, SettingsError, StoreError
 from ops.records import Cycle, CycleState, Heartbeat, now
 from ops.settings import Settings
 from ops.store import Store
@@ -144,7 +144,11 @@ class Worker:
                 if cycle is None:
                     return
                 self._state.cycle_id = cycle.id
-                ended = await self._run_cycle(cycle)
+                try:
+                    ended = await self._run_cycle(cycle)
+                except (ImproverError, ModelError, SandboxError) as error:
+                    # Left as it is, it would be taken up again at once, for ever.
+                    ended = await asyncio.to_thread(fail, self._store, cycle, error)
                 self._state.finished += 1
                 logger.info(
                     "cycle %s ended as %s",

@@ -18,6 +18,7 @@ from ops.errors import SettingsError
 from ops.records import Cycle, CycleState
 from ops.settings import ImproverSettings, Settings
 from ops.store import Store, leases
+from sandbox.errors import SandboxUnavailable
 
 
 @pytest.fixture(autouse=True)
@@ -116,6 +117,21 @@ async def test_two_improvers_never_work_at_once(store: Store, settings: Settings
         assert len(runner.ran) == 1
         runner.gate.set()
         await until(lambda: len(runner.ran) == 2)
+
+
+async def test_a_cycle_that_cannot_be_run_fails_once(store: Store, settings: Settings) -> None:
+    cycle = queue(store, settings)
+    tried: list[str] = []
+
+    async def cannot(found: Cycle) -> Cycle:
+        tried.append(found.id)
+        raise SandboxUnavailable("no isolation here")
+
+    async with running(Worker(settings, store, cannot)):
+        await until(lambda: store.cycle(cycle.id).state is CycleState.FAILED)
+        await asyncio.sleep(0.1)
+    assert tried == [cycle.id]
+    assert store.cycle(cycle.id).error == "SandboxUnavailable: no isolation here"
 
 
 async def test_the_schedule_queues_a_cycle(store: Store, settings: Settings) -> None:
