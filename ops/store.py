@@ -419,6 +419,18 @@ class Store:
             query = query.where(interactions.c.id.in_(_judged(with_feedback)))
         return self._select(Interaction, query)
 
+    def set_metadata(self, interaction_id: str, metadata: Mapping[str, str]) -> None:
+        """Replace the metadata of an interaction.
+
+        Raises:
+            NotFound: there is none of that id.
+        """
+        with self._write() as connection:
+            where = interactions.c.id == interaction_id
+            statement = sa.update(interactions).where(where).values(metadata=dict(metadata))
+            if connection.execute(statement).rowcount == 0:
+                raise NotFound(f"no interaction {interaction_id}")
+
     def episode_tenants(self, episode_id: str) -> set[str]:
         """Return whose interactions an episode holds; empty when there is no such episode."""
         query = sa.select(interactions.c.tenant).where(interactions.c.episode_id == episode_id)
