@@ -41,6 +41,7 @@ from server import (
     jobs,
     models,
     releases,
+    stored,
 )
 from server.adapters import Adapters
 from server.auth import Guarded, Key, Keys
@@ -92,7 +93,10 @@ def create_app(
         docs_url=None,  # `docs` has a page that needs nothing from elsewhere
         redoc_url=None,
     )
-    routes = (chat, completions, models, feedback, interactions, releases, jobs, health, docs)
+    routes = (
+        *(chat, stored, completions, models, feedback),
+        *(interactions, releases, jobs, health, docs),
+    )
     for module in routes:
         app.include_router(module.router)
     app.add_middleware(Guarded, keys=Keys(keys))
@@ -222,7 +226,7 @@ class Observed:
             await send(message)
 
         try:
-            if scope["path"] in INFERENCE:
+            if scope["path"] in INFERENCE and scope["method"] == "POST":
                 await self._within_gate(scope, receive, observed_send)
             else:
                 await self._app(scope, receive, observed_send)

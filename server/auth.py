@@ -33,7 +33,7 @@ SCOPES = (INFERENCE, FEEDBACK, ADMIN)
 OPEN_PATHS = frozenset(("/health", "/ready"))
 """Whoever supervises the process needs no key."""
 _SCOPE_OF = (
-    ("/v1/chat/", INFERENCE),
+    ("/v1/chat/", INFERENCE),  # what a key has asked it may read again
     ("/v1/completions", INFERENCE),
     ("/v1/models", INFERENCE),
     ("/v1/feedback", FEEDBACK),
@@ -168,7 +168,7 @@ class Guarded:
             identity = self._keys.identify(Headers(scope=scope))
             wanted = scope_of(scope["path"])
             identity.require(wanted)
-            if wanted == INFERENCE and scope["method"] == "POST":
+            if wanted == INFERENCE and scope["method"] == "POST":  # costs something
                 identity.admit()
         except ServerError as error:
             await Exchange(send).error(error)

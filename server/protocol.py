@@ -86,7 +86,7 @@ def read_envelope(body: Json) -> Envelope:
         include_usage=stream_options.get("include_usage") is True,
         n=1 if n is None else n,
         store=store is not False,
-        metadata=_metadata(body.get("metadata")),
+        metadata=checked_metadata(body.get("metadata")),
         episode_id=episode_id,
         user=_optional(body, "user", str, "a string"),
         body=rest,
@@ -127,8 +127,12 @@ def _optional(body: Mapping[str, Any], name: str, kind: type, what: str) -> Any:
     return value
 
 
-def _metadata(value: Any) -> dict[str, str]:
-    """Check OpenAI's limits: 16 pairs, keys of 64 characters, values of 512."""
+def checked_metadata(value: Any) -> dict[str, str]:
+    """Check OpenAI's limits: 16 pairs, keys of 64 characters, values of 512.
+
+    Raises:
+        BadRequest: it is no such object.
+    """
     if value is None:
         return {}
     if not isinstance(value, dict):

@@ -13,6 +13,10 @@ from tests.server.conftest import Running, SharedPool, serving
 
 ROUTES = {
     ("POST", "/v1/chat/completions"),
+    ("GET", "/v1/chat/completions"),
+    ("GET", "/v1/chat/completions/{completion_id}"),
+    ("POST", "/v1/chat/completions/{completion_id}"),
+    ("GET", "/v1/chat/completions/{completion_id}/messages"),
     ("POST", "/v1/completions"),
     ("GET", "/v1/models"),
     ("GET", "/v1/models/{model}"),
@@ -85,7 +89,7 @@ def test_what_kills_the_engine_is_refused_where_it_would(
 
 CASES = [
     ("GET", "/nowhere", 404, "route_not_found"),
-    ("GET", "/v1/chat/completions", 405, "method_not_allowed"),
+    ("GET", "/v1/completions", 405, "method_not_allowed"),
     ("GET", "/v1/interactions?limit=0", 400, "invalid_value"),
     ("GET", "/v1/interactions?limit=x", 400, "invalid_value"),
     ("GET", "/v1/interactions?verified=perhaps", 400, "invalid_value"),

@@ -1,0 +1,54 @@
+"""Stored completions through the OpenAI client."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import openai
+import pytest
+
+from tests.fake_engine import PROGRAM
+from tests.server.conftest import Running
+
+MESSAGES: list[Any] = [
+    {"role": "system", "content": "be brief"},
+    {"role": "user", "content": "add"},
+]
+
+
+def test_completions_are_listed_read_and_marked(server: Running) -> None:
+    client = server.openai.chat.completions
+    ids = []
+    for number in range(4):
+        answer = client.create(
+            model="code", messages=MESSAGES, store=True, metadata={"run": str(number % 2)}
+        )
+        ids.append(answer.id)
+    server.openai.completions.create(model="code", prompt="x")  # no chat: not among them
+    assert [row.id for row in client.list(limit=3)] == ids[::-1]
+    assert [row.id for row in client.list(metadata={"run": "1"})] == [ids[3], ids[1]]
+    assert list(client.list(model="gpt-4")) == []
+    one = client.retrieve(ids[0])
+    assert one.choices[0].message.content == PROGRAM
+    assert [m.role for m in client.messages.list(ids[0])] == ["system", "user"]
+    updated = client.update(ids[0], metadata={"accepted": "yes"})
+    assert updated.to_dict()["metadata"] == {"accepted": "yes"}
+    row = server.store.interaction(ids[0].removeprefix("chatcmpl-"))
+    assert row.metadata == {"accepted": "yes"}
+
+
+def test_what_is_not_stored_is_a_404_and_wrong_changes_a_400(server: Running) -> None:
+    client = server.openai.chat.completions
+    hidden = client.create(model="code", messages=MESSAGES, store=False)
+    with pytest.raises(openai.NotFoundError):
+        client.retrieve(hidden.id)
+    with pytest.raises(openai.NotFoundError):
+        client.update(hidden.id, metadata={})
+    stored = client.create(model="code", messages=MESSAGES)
+    path = f"/v1/chat/completions/{stored.id}"
+    for body, param in (({"metadata": {"k": 1}}, "metadata.k"), ({"x": 1}, "x")):
+        response = server.http.post(path, json=body)
+        assert response.status_code == 400
+        assert response.json()["error"]["param"] == param
+    response = server.http.get("/v1/chat/completions?order=asc")
+    assert response.json()["error"]["param"] == "order"
