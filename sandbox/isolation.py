@@ -153,7 +153,10 @@ def build_root(libraries: Sequence[str]) -> Place:
         device = path in DEVICES
         _bind(path, root + path, _NOSUID | (0 if device else _RDONLY | _NODEV))
     os.makedirs(root + "/scratch/tmp")
-    os.symlink("/scratch/tmp", root + "/tmp")
+    # Where the environment itself lies below /tmp that stays a read-only folder: TMPDIR still names
+    # the scratch directory.
+    if not os.path.exists(root + "/tmp"):
+        os.symlink("/scratch/tmp", root + "/tmp")
     os.chdir(root)
     _syscall("pivot_root", b".", b".")
     _umount(".")
