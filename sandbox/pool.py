@@ -282,8 +282,11 @@ class Pool:
         Raises:
             SandboxError: when the sandbox failed twice in a row.
         """
+        if len(code) > MAX_SOURCE:
+            # Checked like any program that fails, rather than cut and run.
+            code = f"raise SyntaxError('the source is longer than {MAX_SOURCE} characters')"
         examiner = Examiner(
-            code[: MAX_SOURCE + 1],
+            code,
             spec,
             limits or self.limits,
             tier=self.tier,

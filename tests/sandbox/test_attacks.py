@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 
 from sandbox.attacks import ATTACKS
 from sandbox.selfcheck import examine, table
-from tests.sandbox.conftest import Lab, as_nobody, environment, reachable_python
+from tests.sandbox.conftest import ROOT, Lab, as_nobody, environment, reachable_python
 
 pytestmark = pytest.mark.isolation
 HOSTS = str(Path(__file__).with_name("hosts.py"))
@@ -81,6 +82,24 @@ def test_as_root_without_namespaces() -> None:
         check=False,
     )
     judge(done, "process")
+
+
+@pytest.mark.slow
+def test_in_an_operators_runtime() -> None:
+    """Bubblewrap stands in for a runtime such as gVisor: what matters is the way in and out."""
+    bwrap = shutil.which("bwrap")
+    if bwrap is None:
+        pytest.skip("bubblewrap is not installed")
+    python = nobody_python()
+    shown = ["/usr", str(ROOT), *environment()["PYTHONPATH"].split(os.pathsep)]
+    runtime = [bwrap, "--unshare-all", "--die-with-parent", "--new-session", "--cap-drop", "ALL"]
+    for path in dict.fromkeys(shown):
+        runtime += ["--ro-bind", path, path]
+    for path in ("/lib", "/lib64"):
+        runtime += ["--symlink", f"usr{path}", path] if os.path.islink(path) else []
+    runtime += ["--dev", "/dev", "--proc", "/proc", "--tmpfs", "/tmp"]
+    command = [python, "-m", "sandbox", "check", "--json", "--tier", "runtime"]
+    judge(as_nobody([*command, "--runtime", " ".join(runtime)], timeout=240), "runtime")
 
 
 def test_where_namespaces_are_forbidden_the_list_of_failed_probes_says_so() -> None:

@@ -300,6 +300,12 @@ def test_programs_that_change_their_arguments_see_fresh_ones_each_call(lab: Lab)
     assert lab.check("def f(xs):\n    xs.append(2)\n    return xs", spec).verified
 
 
+def test_too_long_a_source_is_not_cut_and_run(lab: Lab) -> None:
+    found = lab.check(SQUARE + "#" * (33 << 20), SPEC)
+    assert (found.verified, found.verdict) == (False, Verdict.ERROR)
+    assert found.error_type == "SyntaxError"
+
+
 def test_many_checks_with_tests_at_once_do_not_wait_for_each_other_for_ever(lab: Lab) -> None:
     import asyncio
 
