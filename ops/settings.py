@@ -79,6 +79,9 @@ class ServerSettings(Section):
     max_body_bytes: int = Field(4 << 20, ge=1024)
     default_candidates: int = Field(4, ge=1, description="attempts per request with examples")
     max_candidates: int = Field(32, ge=1, description="the most attempts one request may ask for")
+    spec_max_tokens: int = Field(
+        1024, ge=16, description="answer tokens of a request with a spec that states no limit"
+    )
     request_timeout_s: float = Field(600.0, gt=0, description="the engine's time for one request")
     max_concurrency: int = Field(256, ge=1, description="requests in flight before 503")
     poll_s: float = Field(1.0, gt=0, description="how often the registry is looked at")
@@ -123,6 +126,9 @@ class IlfSettings(Section):
     max_answer_tokens: int = Field(384, ge=16)
     min_rows: int = Field(8, ge=1, description="a cycle with fewer rows to learn from is skipped")
     max_interactions: int = Field(400, ge=1)
+    control: Literal["feedback", "shuffled", "none", "resample"] = Field(
+        "feedback", description="what the refiner is told; controls are for dry runs only"
+    )
     machine_feedback: bool = Field(
         True, description="derive feedback from failing visible examples where nobody gave any"
     )

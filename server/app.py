@@ -169,7 +169,9 @@ async def _open(
         adapters=adapters,
         judge=judge,
         forwarder=Forwarder(engine, recorder, adapters),
-        generator=Generator(engine, judge, recorder, adapters),
+        generator=Generator(
+            engine, judge, recorder, adapters, max_tokens=settings.server.spec_max_tokens
+        ),
     )
 
 

@@ -89,11 +89,20 @@ class Generator:
         judge: where they are judged.
         recorder: where they are recorded.
         adapters: told when the engine does not know what it should.
+        max_tokens: answer tokens of a request that states no limit of its own: several attempts
+            that ramble to the end of the context would cost minutes and pass nothing.
     """
 
     def __init__(
-        self, engine: Engine, judge: Judge, recorder: Recorder, adapters: Adapters
+        self,
+        engine: Engine,
+        judge: Judge,
+        recorder: Recorder,
+        adapters: Adapters,
+        *,
+        max_tokens: int,
     ) -> None:
+        self._max_tokens = max_tokens
         self._engine = engine
         self._judge = judge
         self._recorder = recorder
@@ -106,13 +115,21 @@ class Generator:
             EngineRefusal, EngineUnavailable: from the engine.
             RecordUnavailable: the answer could not be made durable and is withheld.
         """
+        if call.envelope.stream and call.envelope.store:
+            # The client learns the id from the headers, before there is a record of it.
+            self._recorder.issue(call.id)
         try:
-            if call.envelope.stream:
-                outcome = await self._kept_alive(call, request, exchange)
-            else:
-                outcome = await self.generate(call, request)
+            return await self._answer(call, request, exchange)
         except EngineRefusal as error:
             raise self._adapters.explain(call.served, error) from error
+        finally:
+            self._recorder.settle(call.id)
+
+    async def _answer(self, call: Call, request: SpecRequest, exchange: Exchange) -> str:
+        if call.envelope.stream:
+            outcome = await self._kept_alive(call, request, exchange)
+        else:
+            outcome = await self.generate(call, request)
         call.spend(outcome.usage)
         chosen = self._choices(call, outcome)
         await self._record(call, request, outcome, chosen)
@@ -160,8 +177,9 @@ class Generator:
         """Sample and judge, then repair, adding to `tries`, `judged` and `usage` as it goes."""
         messages = prompt_messages(call.envelope.body, request)
         for round_ in range(request.options.repair + 1):
+            prompt = self._limited(call, messages)
             sampling = _Round(
-                self._engine, self._judge, call, request, messages, round_, tries, judged
+                self._engine, self._judge, call, request, prompt, round_, tries, judged
             )
             try:
                 await sampling.run()
@@ -173,6 +191,20 @@ class Generator:
             if not worth:
                 return  # no program at all, or no sandbox: nothing to tell the model
             messages = repair_messages(prompt_messages(call.envelope.body, request), worth[0])
+
+    def _limited(self, call: Call, messages: list[Json]) -> Json:
+        """The messages, with a limit for the answer where the client states none.
+
+        The engine refuses a limit that does not fit behind the prompt, so none is set where the
+        prompt may be long: two characters a token is a careful guess for code and prose.
+        """
+        body, base = call.envelope.body, self._adapters.base
+        stated = any(body.get(name) is not None for name in ("max_tokens", "max_completion_tokens"))
+        window = (base.max_model_len if base is not None else None) or 0
+        prompt_tokens = sum(len(str(m.get("content"))) for m in messages) // 2 + 64
+        if stated or prompt_tokens + self._max_tokens > window:
+            return {"messages": messages}
+        return {"messages": messages, "max_tokens": self._max_tokens}
 
     def _choices(self, call: Call, outcome: Outcome) -> list[Json]:
         keep_logprobs = bool(call.envelope.body.get("logprobs"))
@@ -273,7 +305,7 @@ class _Round:
         judge: Judge,
         call: Call,
         request: SpecRequest,
-        messages: list[Json],
+        prompt: Json,
         number: int,
         tries: list[Try],
         judged: dict[str, asyncio.Task[Judgement]],
@@ -282,7 +314,7 @@ class _Round:
         self._judge = judge
         self._call = call
         self._request = request
-        self._messages = messages
+        self._prompt = prompt
         self._number = number
         self._tries = tries
         self._judged = judged
@@ -345,7 +377,7 @@ class _Round:
         self._changed.set()
 
     async def _sampled(self) -> AsyncGenerator[Json, None]:
-        body = self._call.upstream(messages=self._messages, logprobs=True)
+        body = self._call.upstream(**self._prompt, logprobs=True)
         # Greedy attempts are all the same, and the engine refuses to make several.
         greedy = body.get("temperature") == 0
         body["n"] = self._call.envelope.n if greedy else self._request.options.candidates
