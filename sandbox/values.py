@@ -481,7 +481,7 @@ def revive(value: Any) -> Any:
             array[:] = [revive(item) for item in items]
             return array.reshape(value.shape)
         array = numpy.array(items, dtype=value.dtype).reshape(value.shape)
-        return numpy.asmatrix(array) if value.matrix else array
+        return array.view(numpy.matrix) if value.matrix else array
     if isinstance(value, (Series, Frame, Index, Missing)):
         return _revive_pandas(value)
     return value

@@ -200,7 +200,7 @@ def test_numpy_values_keep_their_dtype_and_shape() -> None:
         back = revive(decode(json.loads(json.dumps(encode(array)))))
         assert (back.dtype, back.shape) == (array.dtype, array.shape)
         np.testing.assert_array_equal(back, array)
-    matrix = np.asmatrix([[1, 2], [3, 4]])
+    matrix = np.array([[1, 2], [3, 4]]).view(np.matrix)
     assert type(revive(decode(encode(matrix)))) is np.matrix
     assert decode(encode(matrix)).nested() == [[1, 2], [3, 4]]
     assert revive(decode(encode({np.int64(1): {np.int64(2)}}))) == {1: {2}}
