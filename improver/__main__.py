@@ -79,6 +79,11 @@ def _parser() -> argparse.ArgumentParser:
     improve.add_argument("--tasks", type=Path, help="JSONL of the tasks that decide")
     improve.add_argument("--subset", help="only tasks whose row has this field true")
     improve.add_argument("--samples", type=int, help="refinements asked for each wrong program")
+    improve.add_argument(
+        "--control",
+        choices=("shuffled", "none", "resample"),
+        help="in a dry run: what the refiner is told instead, to see what feedback is worth",
+    )
     improve.add_argument("--learning-rate", type=float)
     improve.add_argument("--epochs", type=int)
     improve.add_argument("--dry-run", action="store_true", help="build rows, train nothing")
@@ -102,7 +107,7 @@ def _with_options(settings: Settings, given: argparse.Namespace) -> Settings:
     improver = settings.improver
     tasks = None if given.tasks is None else given.tasks.resolve()
     gate = _changed(improver.gate, tasks=tasks, subset=given.subset)
-    ilf = _changed(improver.ilf, samples=given.samples)
+    ilf = _changed(improver.ilf, samples=given.samples, control=given.control)
     train = _changed(improver.train, learning_rate=given.learning_rate, epochs=given.epochs)
     improver = _changed(improver, recipe=given.recipe, gate=gate, ilf=ilf, train=train)
     return settings.model_copy(update={"improver": improver})

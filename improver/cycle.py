@@ -40,7 +40,7 @@ from improver.firewall import Firewall
 from improver.policy import Policy
 from improver.progress import Show
 from improver.recipes.base import Recipe, Tools
-from improver.recipes.ilf import Ilf, Options
+from improver.recipes.ilf import Control, Ilf, Options
 from improver.types import (
     Arm,
     Case,
@@ -143,6 +143,10 @@ def start(store: Store, plan: Plan, cycles_dir: Path, *, trigger: str, state: Cy
         directory=str(cycles_dir / cycle_id),
     )
     make_recipe(plan.improver)
+    if Control(plan.improver.ilf.control) is not Control.FEEDBACK and not plan.dry_run:
+        raise CycleError(
+            f"improver.ilf.control = {plan.improver.ilf.control} is for comparison only: --dry-run"
+        )
     store.add_cycle(cycle)
     return cycle
 
@@ -525,12 +529,14 @@ def make_recipe(settings: ImproverSettings) -> Recipe:
     if settings.recipe != Ilf.name:
         raise CycleError(f"no recipe {settings.recipe!r}; known is {Ilf.name}")
     ilf = settings.ilf
+    control = Control(ilf.control)
     return Ilf(
         Options(
             samples=ilf.samples,
             temperature=ilf.temperature,
             max_answer_tokens=ilf.max_answer_tokens,
-            demonstrations=ilf.demonstrations,
+            demonstrations=ilf.demonstrations and control is Control.FEEDBACK,
+            control=control,
         )
     )
 

@@ -48,7 +48,9 @@ def _collect(section: Json) -> list[str]:
 
 
 def _build(section: Json) -> list[str]:
+    control = section.get("control", "feedback")
     return [
+        *([f"a control, not the recipe: {control}"] if control != "feedback" else []),
         f"{section['rows']} rows ({_counts(section['rows_by_origin'])}) out of "
         f"{section['samples']} samples; {section['refinements_passed']} refinements passed, "
         f"{section['cases_refined']} of {section['cases']} cases refined "

@@ -17,7 +17,8 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from enum import StrEnum
 from typing import Protocol
 
 from improver.attempts import SANDBOX_ERROR, Attempted, attempt, judge, program_sha256, together
@@ -49,10 +50,29 @@ INSTRUCTION = (
     "Below are a programming task, a program that was meant to solve it but does not, and a "
     "reviewer's feedback on that program. Write the corrected program."
 )
-CLOSING = (
-    "Follow the feedback. Answer with the whole corrected program in one ```python block and "
-    "nothing else."
+CLOSING_ALONE = "Answer with the whole corrected program in one ```python block and nothing else."
+CLOSING = f"Follow the feedback. {CLOSING_ALONE}"
+INSTRUCTION_ALONE = (
+    "Below are a programming task and a program that was meant to solve it but does not. Write "
+    "the corrected program."
 )
+
+
+class Control(StrEnum):
+    """What the refiner is told: the recipe itself, and what it has to be compared with.
+
+    Without the controls nobody can say that feedback helps: asking again repairs some programs by
+    luck (the paper's table 2 has 2.0 % with the program's own feedback, 0.4 % with another's).
+    """
+
+    FEEDBACK = "feedback"
+    """The recipe: the wrong program and the words about it."""
+    SHUFFLED = "shuffled"
+    """The wrong program and words about another one."""
+    NONE = "none"
+    """The wrong program alone."""
+    RESAMPLE = "resample"
+    """The task alone, as often: rejection sampling at equal compute."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +83,7 @@ class Options:
     temperature: float = 0.8
     max_answer_tokens: int = 384
     demonstrations: bool = True
+    control: Control = Control.FEEDBACK
 
 
 class Ilf:
@@ -75,6 +96,8 @@ class Ilf:
 
     async def build(self, cases: Sequence[Case], tools: Tools) -> Built:
         """Refine every case, keep what passes, choose one per task."""
+        if self._options.control is Control.SHUFFLED:
+            cases = shuffled(cases, tools.seed)
         tried = await together(self._try(case, tools) for case in cases)
         rows: list[Row] = []
         drops: list[Drop] = []
@@ -126,7 +149,7 @@ class Ilf:
             attempts = await attempt(
                 tools.policy,
                 tools.pool,
-                refinement_prompt(case, spec),
+                refinement_prompt(case, spec, options.control),
                 spec,
                 n=options.samples,
                 temperature=options.temperature,
@@ -211,6 +234,7 @@ class Ilf:
     def _report(self, cases: Sequence[Case], tried: Sequence[Json], chosen: list[Row]) -> Json:
         solved = Counter(t["feedback_source"] for t in tried if t["passed"])
         return {
+            "control": str(self._options.control),
             "cases": len(cases),
             "cases_by_feedback": dict(Counter(case.feedback_source for case in cases)),
             "samples": sum(t["samples"] for t in tried),
@@ -235,27 +259,36 @@ class _DropCall(Protocol):
         """Note it."""
 
 
-def refinement_prompt(case: Case, spec: Spec) -> list[Json]:
+def refinement_prompt(case: Case, spec: Spec, control: Control = Control.FEEDBACK) -> list[Json]:
     """The three parts of the paper's refinement prompt, as one message of a chat.
 
     Only the visible part of the specification is in it. Earlier messages of the conversation stay
     in front.
     """
+    if control is Control.RESAMPLE:
+        return live_messages(case.messages, spec)
     before = list(case.messages[: _last_user(case.messages)])
     task = extend_prompt(request_text(case.messages), spec)
     program = case.program.strip()
     if len(program) > OLD_PROGRAM_CHARS:
         program = program[:OLD_PROGRAM_CHARS] + "\n# … (cut)"
-    content = "\n\n".join(
-        (
-            INSTRUCTION,
-            f"### Task\n{task}",
-            f"### Program\n{fenced(program)}",
-            f"### Feedback\n{case.feedback.strip()[:FEEDBACK_CHARS]}",
-            f"### Corrected program\n{CLOSING}",
-        )
+    told = control is not Control.NONE
+    parts = (
+        INSTRUCTION if told else INSTRUCTION_ALONE,
+        f"### Task\n{task}",
+        f"### Program\n{fenced(program)}",
+        *([f"### Feedback\n{case.feedback.strip()[:FEEDBACK_CHARS]}"] if told else []),
+        f"### Corrected program\n{CLOSING if told else CLOSING_ALONE}",
     )
-    return [*before, {"role": "user", "content": content}]
+    return [*before, {"role": "user", "content": "\n\n".join(parts)}]
+
+
+def shuffled(cases: Sequence[Case], seed: int) -> list[Case]:
+    """Give every case the feedback of another one: a turn of a seeded shuffle."""
+    order = list(range(len(cases)))
+    random.Random(seed).shuffle(order)
+    words = {order[i]: cases[order[i - 1]].feedback for i in range(len(order))}
+    return [replace(case, feedback=words[i]) for i, case in enumerate(cases)]
 
 
 def make_row(case: Case, spec: Spec, program: str, origin: Origin, provenance: Json) -> Row:

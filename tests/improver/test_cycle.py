@@ -140,7 +140,7 @@ class World:
         found = NAME.search(text)
         assert found is not None, text
         name = found[1] or found[2]
-        if "### Feedback" in text:
+        if "### Program" in text:
             return f"```python\n{self.right[name]}```" if index == 0 else "I do not know."
         knows = self.candidate_knows if "@" in body["model"] else self.champion_knows
         return f"```python\n{TASKS[name].reference}```" if knows(name) else "```python\nx = 1\n```"
@@ -343,6 +343,14 @@ async def test_a_dry_run_trains_nothing(world: World) -> None:
     assert cycle.report["dry_run"] is True
     assert cycle.report["dataset"]["train"] > 0
     assert world.store.adapters() == []
+
+
+async def test_a_control_is_for_comparison_only(world: World) -> None:
+    with pytest.raises(CycleError, match="for comparison only"):
+        world.start(ilf={"control": "shuffled"})
+    cycle = await world.run(world.start(dry_run=True, ilf={"control": "none"}))
+    assert cycle.report["build"]["control"] == "none"
+    assert "a control, not the recipe: none" in report.render(cycle)
 
 
 async def test_a_broken_sandbox_labels_nothing(world: World) -> None:

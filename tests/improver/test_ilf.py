@@ -10,8 +10,15 @@ import pytest
 from improver.errors import PolicyUnavailable
 from improver.firewall import Exam, Firewall
 from improver.policy import Policy
-from improver.recipes.base import Built, Tools
-from improver.recipes.ilf import Ilf, Options, names_hidden_value, refinement_prompt
+from improver.recipes.base import Built, Tools, live_messages
+from improver.recipes.ilf import (
+    Control,
+    Ilf,
+    Options,
+    names_hidden_value,
+    refinement_prompt,
+    shuffled,
+)
 from improver.types import Case, Origin
 from improver.workspace import Journal
 from sandbox.spec import Spec, extend_prompt, parse_spec
@@ -86,6 +93,27 @@ def test_only_the_old_program_is_cut() -> None:
     [_, prompt] = refinement_prompt(case(program=long), parse_spec(SPEC))
     assert len(prompt["content"]) < 3500
     assert "(cut)" in prompt["content"]
+
+
+def test_controls_differ_in_what_the_refiner_is_told() -> None:
+    spec = parse_spec(SPEC)
+    told = refinement_prompt(case(), spec)[-1]["content"]
+    alone = refinement_prompt(case(), spec, Control.NONE)[-1]["content"]
+    assert "feedback" not in alone.lower()
+    assert WRONG.strip() in alone
+    again = refinement_prompt(case(), spec, Control.RESAMPLE)
+    assert again == live_messages(case().messages, spec)
+    assert WRONG.strip() not in again[-1]["content"]
+    assert told != alone
+
+
+def test_shuffled_feedback_is_anothers() -> None:
+    cases = [case(interaction_id=f"i{n}", feedback=f"words {n}") for n in range(20)]
+    mixed = shuffled(cases, seed=7)
+    assert sorted(c.feedback for c in mixed) == sorted(c.feedback for c in cases)
+    assert all(a.feedback != b.feedback for a, b in zip(cases, mixed, strict=True))
+    assert [c.interaction_id for c in mixed] == [c.interaction_id for c in cases]
+    assert shuffled(cases, seed=7) == mixed
 
 
 async def test_what_passes_becomes_a_row_of_the_live_prompt(
