@@ -18,12 +18,15 @@ from ops.errors import NotFound
 from ops.records import Feedback, FeedbackSource, new_id, now
 from server.auth import Identity
 from server.calls import bare_id
-from server.errors import BadRequest, NotFoundError
+from server.errors import BadRequest, NotFoundError, Unavailable
 from server.limits import read_json
 from server.openapi import errors, feedback_docs
 from server.protocol import MAX_FEEDBACK_BATCH, METRIC_TYPES, FeedbackIn, validated
 from server.scrub import scrub_feedback
 from server.state import State, current
+
+STREAMING_WAIT_S = 20.0
+"""How long feedback waits for the end of the answer that it is about."""
 
 router = APIRouter(tags=["feedback"])
 
@@ -99,8 +102,8 @@ async def _keep(
     rows = []
     for item in given:
         target = bare_id(item.inference_id) if item.inference_id is not None else None
-        if target is not None:
-            await state.recorder.settled(target)
+        if target is not None and not await state.recorder.settled(target, STREAMING_WAIT_S):
+            raise Unavailable(f"{item.inference_id} is still being answered", code="not_yet")
         value = item.value
         rows.append(
             Feedback(

@@ -56,7 +56,11 @@ class Forwarder:
         body = call.upstream(stream=True)
         if not call.envelope.include_usage:
             # Asked for in any case, for the record; the extra chunk is kept from the client.
-            body["stream_options"] = {**(body.get("stream_options") or {}), "include_usage": True}
+            body["stream_options"] = {
+                **(body.get("stream_options") or {}),
+                "include_usage": True,
+                "continuous_usage_stats": False,
+            }
         asked = time.perf_counter()
         if call.envelope.store:
             self._recorder.issue(call.id)

@@ -16,6 +16,7 @@ from starlette.requests import Request
 
 from server.errors import BadRequest, Overloaded, TooLarge
 
+_NUL = rb"\u0000"
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
@@ -102,6 +103,8 @@ async def read_json(request: Request, limit_bytes: int) -> dict[str, Any]:
         body = json.loads(data, parse_constant=_no_constant)
         if _SURROGATE.search(data):
             json.dumps(body, ensure_ascii=False).encode()
+        if _NUL in data and _holds_nul(body):
+            raise BadRequest("the body holds a NUL character", code="invalid_json")
     except UnicodeError as error:
         raise BadRequest("the body is not valid UTF-8 text", code="invalid_json") from error
     except (ValueError, RecursionError) as error:
@@ -109,6 +112,15 @@ async def read_json(request: Request, limit_bytes: int) -> dict[str, Any]:
     if not isinstance(body, dict):
         raise BadRequest("the body must be a JSON object", code="invalid_json")
     return body
+
+
+def _holds_nul(value: Any) -> bool:
+    """Whether a text in it holds NUL, which not every database can keep."""
+    if isinstance(value, str):
+        return "\0" in value
+    if isinstance(value, dict):
+        return any("\0" in key or _holds_nul(item) for key, item in value.items())
+    return isinstance(value, list) and any(map(_holds_nul, value))
 
 
 def _no_constant(name: str) -> NoReturn:

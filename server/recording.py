@@ -108,11 +108,20 @@ class Recorder:
         if event is not None:
             event.set()
 
-    async def settled(self, interaction_id: str) -> None:
-        """Wait until an id that was just issued is durable or dropped; returns at once else."""
+    async def settled(self, interaction_id: str, timeout_s: float) -> bool:
+        """Wait until an id that was just issued is durable or dropped; at once for all others.
+
+        Returns:
+            False when the answer is still on its way after `timeout_s`.
+        """
         event = self._pending.get(interaction_id)
         if event is not None:
-            await event.wait()
+            try:
+                async with asyncio.timeout(timeout_s):
+                    await event.wait()
+            except TimeoutError:
+                return False
+        return True
 
     # --- the thread ---------------------------------------------------------------------------
 

@@ -19,6 +19,9 @@ from starlette.types import Receive, Scope, Send
 
 from server.errors import ServerError
 
+STUCK_S = 60.0
+"""A client that reads nothing for this long is taken to be gone."""
+
 
 class Exchange:
     """One answer on its way. Either `json` once, or `start`, any `write`s, `finish`."""
@@ -31,9 +34,8 @@ class Exchange:
         self, body: Any, *, status: int = 200, headers: Mapping[str, str] | None = None
     ) -> None:
         """Send a whole JSON answer."""
-        data = json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode(
-            "utf-8", "surrogatepass"
-        )
+        text = json.dumps(body, ensure_ascii=False, separators=(",", ":"))
+        data = text.encode("utf-8", "replace")
         await self._start(
             status, "application/json", {**(headers or {}), "content-length": str(len(data))}
         )
@@ -55,8 +57,16 @@ class Exchange:
         )
 
     async def write(self, data: bytes) -> None:
-        """Send bytes of a stream; waits while the client reads slowly."""
-        await self._send({"type": "http.response.body", "body": data, "more_body": True})
+        """Send bytes of a stream; waits while the client reads slowly.
+
+        Raises:
+            ClientDisconnect: the client has read nothing for `STUCK_S`.
+        """
+        try:
+            async with asyncio.timeout(STUCK_S):
+                await self._send({"type": "http.response.body", "body": data, "more_body": True})
+        except TimeoutError as error:
+            raise ClientDisconnect from error
 
     async def finish(self) -> None:
         """End a stream."""

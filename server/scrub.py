@@ -55,7 +55,12 @@ _WORDS = ("passw", "secret", "key", "token")
 
 
 def scrub_text(text: str) -> str:
-    """Return the text without secrets; each one taken out is counted."""
+    """Return the text without secrets; each one taken out is counted.
+
+    What no database keeps (NUL, halves of surrogate pairs, as a model may write them) is replaced.
+    """
+    if not text.isascii() or "\0" in text:
+        text = text.replace("\0", "\ufffd").encode("utf-8", "replace").decode()
     # Searching for plain substrings is much faster than the shapes, and nearly always enough.
     if not any(hint in text for hint in _HINTS):
         lowered = text.lower()

@@ -48,9 +48,8 @@ def payload(event: bytes) -> Json | None:
 
 def encode(value: Json) -> bytes:
     """An event that carries a JSON object, spaced as the engine does it."""
-    return (
-        b"data: " + json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
-    )
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    return b"data: " + text.encode("utf-8", "replace") + b"\n\n"
 
 
 class Tally:

@@ -285,7 +285,8 @@ class FakeEngine:
         }
         if chat:
             whole |= {"prompt_logprobs": None, "prompt_token_ids": None, "prompt_text": None}
-        return JSONResponse(whole)
+        # ASCII, so that a script may also answer with half a surrogate pair.
+        return Response(json.dumps(whole), media_type="application/json")
 
     def _texts(self, body: Json, chat: bool) -> list[tuple[str, list[str]]]:
         prompts = 1

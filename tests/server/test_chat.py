@@ -184,6 +184,15 @@ def test_a_failing_engine_is_a_503_with_retry_after(server: Running) -> None:
         assert response.json()["error"]["code"] == "engine_unavailable"
 
 
+def test_what_no_database_keeps_is_answered_and_recorded_without_it(server: Running) -> None:
+    server.engine.script = lambda body, index: "nul \0 half \ud83d end \N{SNOWMAN}"
+    for stream in (False, True):
+        response = server.chat(stream=stream)
+        assert response.status_code == 200
+        row = server.store.interaction(response.headers["x-journeyman-interaction-id"])
+        assert row.choices[0]["message"]["content"] == "nul \ufffd half ? end \N{SNOWMAN}"
+
+
 def test_a_slow_engine_is_a_503(engine: FakeEngine, pool: SharedPool, tmp_path: Path) -> None:
     with serving(engine, tmp_path, checker=pool, request_timeout_s=0.3) as server:
         engine.token_delay_s = 0.5

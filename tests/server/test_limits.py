@@ -47,6 +47,7 @@ NOT_OBJECTS = [
     b'{"model":"code","temperature":NaN,"messages":[{"role":"user","content":"x"}]}',
     b'{"a":' * 100_000,
     b'{"model":"code","seed":' + b"9" * 5000 + b"}",
+    b'{"model":"code","messages":[{"role":"user","content":"a\\u0000b"}]}',
 ]
 
 
@@ -56,6 +57,12 @@ def test_what_is_not_a_json_object_is_a_400(server: Running) -> None:
             response = server.http.post(path, content=body)
             assert response.status_code == 400, body[:60]
             assert response.json()["error"]["code"] == "invalid_json"
+
+
+def test_an_escaped_backslash_is_no_nul(server: Running) -> None:
+    body = b'{"model":"code","messages":[{"role":"user","content":"a\\\\u0000b"}]}'
+    assert server.http.post("/v1/chat/completions", content=body).status_code == 200
+    assert server.store.interactions()[0].messages[0]["content"] == "a\\u0000b"
 
 
 def test_escaped_pairs_of_surrogates_are_text(server: Running) -> None:
