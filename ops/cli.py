@@ -1,7 +1,7 @@
 """The command line: `journeyman COMMAND`.
 
 Starts what runs (`up`, `serve`, `improver`), hands what the other packages do to their own
-commands (`improve`, `import`, `eval`, `sandbox`), and reads and moves what the store and the
+commands (`improve`, `import`, `sandbox`), and reads and moves what the store and the
 registry hold. Other packages are started by command and never imported. Errors of `ops` become one
 line and exit status 1, bad usage and bad settings 2.
 """
@@ -163,12 +163,6 @@ def improve(context: typer.Context, data_dir: DataDir = None, config: ConfigFile
 def import_(context: typer.Context, data_dir: DataDir = None, config: ConfigFile = None) -> None:
     """Bring interactions of another model with their feedback into the store: FILE."""
     _become(_settings(config, data_dir), services.IMPROVER, ["import", *context.args])
-
-
-@app.command("eval", context_settings=PASS_ON, add_help_option=False)
-def eval_(context: typer.Context, data_dir: DataDir = None, config: ConfigFile = None) -> None:
-    """Examine the served model on held-out tasks."""
-    _become(_settings(config, data_dir), services.IMPROVER, ["eval", *context.args])
 
 
 @app.command(context_settings=PASS_ON, add_help_option=False)

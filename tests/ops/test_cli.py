@@ -300,7 +300,6 @@ def test_status_of_a_system(run: Run, tmp_path: Path, store: Store) -> None:
             ("improver", "improve", "--recipe", "ilf", "--resume", "x"),
         ),
         (["import", "rows.jsonl", "--format", "ilf"], ("improver", "import", "rows.jsonl")),
-        (["eval", "--json"], ("improver", "eval", "--json")),
         (["improve", "--help"], ("improver", "improve", "--help")),
         (["sandbox", "check", "--json"], ("sandbox", "check", "--json")),
     ],
