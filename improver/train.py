@@ -47,6 +47,8 @@ from ops.records import Json
 from ops.services import cpu_flags
 
 SERVABLE_RANKS = (8, 16, 32, 64, 128)
+HEAD_TOKENS = 128
+"""Answer tokens whose logits are held at once: 150,000 words times four bytes each."""
 NEUTRAL_TEXT = "def add(a, b):\n    return a + b\n\n\nprint(add(1, 2))\n"
 PROBE_TEXTS = 2
 PROBE_CANDIDATES = 8
@@ -142,11 +144,16 @@ def microbatches(rows: Sequence[Encoded], limit_tokens: int) -> Iterator[list[En
 # --- loss ----------------------------------------------------------------------------------------
 
 
-def answer_logprobs(model: Any, rows: Sequence[Encoded], device: torch.device) -> torch.Tensor:
-    """Return the log-probabilities of all answer tokens of `rows`, in one flat tensor.
+def answer_states(
+    model: Any, rows: Sequence[Encoded], device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the hidden states that predict the rows' answers, and the tokens they should predict.
 
     Padding is on the right: under a causal mask it changes nothing to its left, so no attention
     mask is passed and the faster kernels stay available.
+
+    Returns:
+        States (answers, width) and targets (answers), all rows one after the other.
     """
     width = max(len(row.ids) for row in rows)
     ids = torch.zeros((len(rows), width), dtype=torch.long)  # (batch, seq)
@@ -156,12 +163,40 @@ def answer_logprobs(model: Any, rows: Sequence[Encoded], device: torch.device) -
     inner = model.get_base_model()
     hidden = inner.model(input_ids=ids, use_cache=False).last_hidden_state  # (batch, seq, width)
     # The token at t is predicted from the state at t - 1.
-    states = torch.cat(
-        [hidden[i, row.prompt - 1 : len(row.ids) - 1] for i, row in enumerate(rows)]
-    )  # (answers, width)
+    states = torch.cat([hidden[i, row.prompt - 1 : len(row.ids) - 1] for i, row in enumerate(rows)])
     targets = torch.cat([ids[i, row.prompt : len(row.ids)] for i, row in enumerate(rows)])
-    logits = inner.lm_head(states).float()  # (answers, vocabulary)
+    return states, targets
+
+
+def _logprobs(model: Any, states: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    logits = model.get_base_model().lm_head(states).float()  # (answers, vocabulary)
     return -F.cross_entropy(logits, targets, reduction="none")
+
+
+def answer_logprobs(model: Any, rows: Sequence[Encoded], device: torch.device) -> torch.Tensor:
+    """Return the log-probabilities of all answer tokens of `rows`, in one flat tensor."""
+    states, targets = answer_states(model, rows, device)
+    parts = zip(states.split(HEAD_TOKENS), targets.split(HEAD_TOKENS), strict=True)
+    return torch.cat([_logprobs(model, *part) for part in parts])
+
+
+def learn(
+    model: Any, rows: Sequence[Encoded], device: torch.device, answers: int, part: int = HEAD_TOKENS
+) -> float:
+    """Add the gradient of the rows' summed loss over `answers` to the weights; return that loss.
+
+    The vocabulary is taken `part` tokens at a time, forward and backward, and only then the rest of
+    the model backward: a 0.5B model's logits would else be most of the memory.
+    """
+    states, targets = answer_states(model, rows, device)
+    leaf = states.detach().requires_grad_()
+    total = 0.0
+    for some, wanted in zip(leaf.split(part), targets.split(part), strict=True):
+        loss = -_logprobs(model, some, wanted).sum() / answers
+        loss.backward()
+        total += loss.item()
+    states.backward(leaf.grad)
+    return total
 
 
 def mean_loss(
@@ -352,10 +387,7 @@ class Run:
         answers = sum(len(row.ids) - row.prompt for row in rows)
         total = 0.0
         for microbatch in microbatches(rows, job.microbatch_tokens):
-            values = answer_logprobs(self.model, microbatch, self.device)
-            loss = -values.sum() / answers
-            loss.backward()
-            total += loss.item()
+            total += learn(self.model, microbatch, self.device, answers)
             progress.padded_tokens += len(microbatch) * len(microbatch[0].ids)
         if not math.isfinite(total):
             raise TrainingError(f"the loss is {total} at step {progress.step}")

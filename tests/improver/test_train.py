@@ -98,6 +98,24 @@ def test_answer_logprobs_are_those_of_the_whole_model(job: TrainJob, tmp_path: P
     assert found == pytest.approx(wanted, abs=1e-4)
 
 
+def test_gradients_by_parts_are_those_of_the_whole(job: TrainJob, tmp_path: Path) -> None:
+    run = train.Run(prepare(tmp_path / "a", job), job, lambda line: None)
+    run.model.eval()
+    with torch.no_grad():  # LoRA's B is zero at first, and A's gradient with it
+        for weight in run.weights:
+            weight.add_(torch.randn_like(weight) * 0.05)
+    rows = run.rows[:3]
+    loss = -train.answer_logprobs(run.model, rows, run.device).sum() / 50
+    loss.backward()
+    wanted = [weight.grad.clone() for weight in run.weights if weight.grad is not None]
+    run.optimizer.zero_grad(set_to_none=True)
+    assert train.learn(run.model, rows, run.device, 50, part=7) == pytest.approx(loss.item())
+    found = [weight.grad for weight in run.weights if weight.grad is not None]
+    assert len(found) == len(wanted) == len(run.weights)
+    for one, other in zip(found, wanted, strict=True):
+        assert torch.allclose(one, other, atol=1e-5)
+
+
 def test_the_loss_falls_and_all_is_left_behind(job: TrainJob, tmp_path: Path) -> None:
     directory = prepare(tmp_path / "a", job)
     report = train.train(directory)
