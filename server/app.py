@@ -122,7 +122,7 @@ def require_safe(host: str, keys: Sequence[Key]) -> None:
     if not local and not keys:
         raise SettingsError(
             f"server.host is {host!r}: without API keys (server.keys) the server listens on "
-            "loopback only; `python -m server.auth NAME` makes one"
+            "loopback only; `journeyman keys NAME` makes one"
         )
 
 

@@ -4,7 +4,7 @@ Keys are 256 random bits, known here by their SHA-256 only, so a plain digest is
 comparing takes the same time whichever key is tried. Without any key configured everybody is the
 local user; the server then listens on loopback only (`app.require_safe`).
 
-    python -m server.auth NAME [--scope inference --scope feedback] [--tenant T]
+    journeyman keys NAME [--scope inference --scope feedback] [--tenant T]
 
 prints a new key once, and the table of the settings file that admits it.
 """
@@ -186,7 +186,7 @@ class Guarded:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Make a key and print it with the settings that admit it."""
-    parser = argparse.ArgumentParser(prog="python -m server.auth", description=main.__doc__)
+    parser = argparse.ArgumentParser(prog="journeyman keys", description=main.__doc__)
     parser.add_argument("name")
     parser.add_argument("--scope", action="append", choices=SCOPES, default=None)
     parser.add_argument("--tenant", default="default")

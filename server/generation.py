@@ -245,7 +245,7 @@ class Generator:
             if execution is not None:
                 executions.append(execution)
         best = outcome.ranked[0].judgement
-        unknown = best is None or best.fault is not None or not request.spec.has_checks
+        unknown = best is None or best.says_nothing or not request.spec.has_checks
         await self._recorder.record(
             call.recording(
                 choices=chosen,

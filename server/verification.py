@@ -24,6 +24,8 @@ log = logging.getLogger(__name__)
 SUCCESS, FAILED, TIME_LIMIT = "Success", "Failed", "TimeLimitExceeded"
 SANDBOX_FAULT, UNCHECKED = "SandboxError", "Unchecked"
 _TIME = frozenset((Verdict.TIMEOUT, Verdict.CPU_LIMIT))
+_TEST_AT_FAULT = frozenset((Verdict.BAD_TEST, Verdict.UNSUPPORTED))
+"""These speak about the specification, not about the program."""
 
 
 class Checker(Protocol):
@@ -67,7 +69,9 @@ class Judgement:
         if self.fault is not None:
             return SANDBOX_FAULT
         if self.verification is None:
-            return FAILED
+            return FAILED if self.program is None else UNCHECKED
+        if self.verification.verdict in _TEST_AT_FAULT:
+            return UNCHECKED
         if self.verification.verified:
             return SUCCESS
         if self.verification.verdict in _TIME:
@@ -75,6 +79,11 @@ class Judgement:
         if self.verification.total == 0 and self.verification.verdict is Verdict.OK:
             return UNCHECKED
         return FAILED
+
+    @property
+    def says_nothing(self) -> bool:
+        """Whether it tells neither right from wrong: it must not become a label."""
+        return self.fault is not None or self.status == UNCHECKED
 
     @property
     def rank(self) -> tuple[bool, float, float]:
@@ -124,7 +133,7 @@ def _message(judgement: Judgement) -> str | None:
     if judgement.fault is not None:
         return "the sandbox failed; this says nothing about the program"
     if judgement.verification is None:
-        return "the answer holds no program"
+        return "the answer holds no program" if judgement.program is None else "it was not run"
     return judgement.verification.feedback() or None
 
 
