@@ -30,6 +30,7 @@ ENGINE_FLOOR = (0, 31)
 SERVER = (sys.executable, "-m", "server")
 IMPROVER = (sys.executable, "-m", "improver")
 SANDBOX = (sys.executable, "-m", "sandbox")
+KEYS = (sys.executable, "-m", "server.auth")
 # The `vllm` command of the CPU build does not start; its module does.
 ENGINE = (sys.executable, "-m", "vllm.entrypoints.openai.api_server")
 
@@ -103,6 +104,10 @@ def engine(settings: Settings, model: Model, build: EngineBuild) -> Service:
         # Compiling takes longer than it saves on a CPU: measured 62 s to ready against 77 s, with
         # equal speed after (0.5B, two cores).
         command.append("--enforce-eager")
+        # vLLM 0.32 rewinds the generator of a seeded request whose prompt is computed in pieces
+        # (`gen.set_offset`), which torch's CPU generator cannot: any client's seed could end the
+        # engine. Whole prompts only, then.
+        command.append("--no-enable-chunked-prefill")
     extra = {
         "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True",
         "VLLM_NO_USAGE_STATS": "1",
