@@ -171,6 +171,12 @@ def sandbox(context: typer.Context, data_dir: DataDir = None, config: ConfigFile
     _become(_settings(config, data_dir), services.SANDBOX, context.args)
 
 
+@app.command(context_settings=PASS_ON, add_help_option=False)
+def keys(context: typer.Context, data_dir: DataDir = None, config: ConfigFile = None) -> None:
+    """Make an API key: NAME, --scope, --tenant. Prints it once, with its settings."""
+    _become(_settings(config, data_dir), services.KEYS, context.args)
+
+
 # --- adapters -------------------------------------------------------------------------------
 
 

@@ -302,6 +302,7 @@ def test_status_of_a_system(run: Run, tmp_path: Path, store: Store) -> None:
         (["import", "rows.jsonl", "--format", "ilf"], ("improver", "import", "rows.jsonl")),
         (["improve", "--help"], ("improver", "improve", "--help")),
         (["sandbox", "check", "--json"], ("sandbox", "check", "--json")),
+        (["keys", "ide", "--scope", "inference"], ("server.auth", "ide", "--scope", "inference")),
     ],
 )
 def test_other_packages_are_started_by_command(
@@ -324,6 +325,10 @@ def test_other_packages_are_started_by_command(
 def test_every_command_names_a_module_that_is_there(command: tuple[str, ...]) -> None:
     assert command[1] == "-m"
     assert importlib.util.find_spec(f"{command[2]}.__main__") is not None
+
+
+def test_the_command_of_keys_names_a_module_that_is_there() -> None:
+    assert importlib.util.find_spec(services.KEYS[2]) is not None
 
 
 def test_the_engine_s_command_names_a_module_that_is_there() -> None:
