@@ -61,7 +61,7 @@ class EngineSettings(Section):
 
 
 class KeySettings(Section):
-    """An API key, by its digest; `python -m server.auth NAME` makes one and prints this table."""
+    """An API key, by its digest; `journeyman keys NAME` makes one and prints this table."""
 
     name: str = Field(min_length=1, max_length=64, description="who holds it, for logs and limits")
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$", description="SHA-256 of the key, in hex")
