@@ -25,7 +25,7 @@ from rich.progress import Progress
 
 from improver import importer, lease, report
 from improver.cycle import CycleRun, Means, Plan, fail, make_recipe, start
-from improver.errors import ImproverError
+from improver.errors import ImproverError, PolicyUnavailable
 from improver.policy import Policy
 from improver.progress import LogShow, Show, TerminalShow
 from improver.worker import Worker
@@ -157,13 +157,15 @@ async def _improve(settings: Settings, given: argparse.Namespace, console: Conso
     store = Store.open(settings.store_url)
     try:
         async with lease.held(store):
-            if given.resume is not None:
-                cycle = store.cycle(given.resume)
-            else:
-                plan = Plan.of(settings, dry_run=given.dry_run)
-                cycle = start(
-                    store, plan, settings.cycles_dir, trigger="command", state=CycleState.RUNNING
-                )
+            left = None if given.resume is None else store.cycle(given.resume)
+            await _require_server(settings)
+            cycle = left or start(
+                store,
+                Plan.of(settings, dry_run=given.dry_run),
+                settings.cycles_dir,
+                trigger="command",
+                state=CycleState.RUNNING,
+            )
             show: Show = TerminalShow(console) if console.is_terminal else LogShow(cycle.id)
             try:
                 async with _means(settings, store, show) as means:
@@ -178,6 +180,20 @@ async def _improve(settings: Settings, given: argparse.Namespace, console: Conso
         store.close()
     print(json.dumps(_as_json(cycle), indent=1) if given.json else report.render(cycle))
     return 1 if cycle.state is CycleState.FAILED else 0
+
+
+async def _require_server(settings: Settings) -> None:
+    """Say at once that no server answers; within a cycle a restart is waited for.
+
+    Raises:
+        PolicyUnavailable: names the URL.
+    """
+    key = os.environ.get("JOURNEYMAN_API_KEY")
+    try:
+        async with Policy(settings.server_url, api_key=key, patience_s=5.0) as policy:
+            await policy.models()
+    except PolicyUnavailable as error:
+        raise PolicyUnavailable(f"{error}. Is it up? `journeyman up` starts it.") from error
 
 
 def _as_json(cycle: Cycle) -> dict[str, Any]:

@@ -63,6 +63,19 @@ def test_a_mistake_is_one_line_and_a_status(
     assert "Traceback" not in told
 
 
+def test_without_a_server_it_is_said_at_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("JOURNEYMAN_SERVER__PORT", "9")
+    assert improver.main(["improve", "--data-dir", str(tmp_path)]) == 1
+    told = " ".join(capsys.readouterr().err.split())
+    assert "http://127.0.0.1:9 did not answer" in told
+    assert "journeyman up" in told
+    store = Store.open(f"sqlite:///{tmp_path / 'journeyman.db'}")
+    assert store.cycles() == []
+    store.close()
+
+
 @pytest.mark.slow
 @pytest.mark.isolation
 def test_a_cycle_killed_in_training_is_resumed(
