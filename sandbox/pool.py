@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import atexit
 import contextlib
+import fcntl
 import logging
 import os
 import secrets
@@ -38,6 +39,7 @@ log = logging.getLogger("journeyman.sandbox")
 
 T = TypeVar("T")
 RECYCLE_RUNS = 1000
+HOME_PREFIX = "journeyman-sandbox-"
 UNSAFE_VARIABLE = "UNSAFE_EXEC"
 UNSAFE_WORD = "i-understand"
 PROBE_LIMITS = Limits(wall_s=10.0)
@@ -108,6 +110,7 @@ class Pool:
         self._test_idle: asyncio.LifoQueue[_Slot] = asyncio.LifoQueue()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._home = ""
+        self._home_lock = -1
         self._count = _Counters()
         self._unfit: SandboxUnavailable | None = None
         self._watch: asyncio.Task[None] | None = None
@@ -119,8 +122,7 @@ class Pool:
     # --- life ---
 
     async def __aenter__(self) -> Self:
-        self._home = tempfile.mkdtemp(prefix="journeyman-sandbox-", dir=_scratch_home())
-        os.chmod(self._home, 0o711)
+        self._home, self._home_lock = _make_home()
         self._plant_canary()
         try:
             first = await self._choose_tier()
@@ -160,6 +162,8 @@ class Pool:
         self._slots, self._test_slots = [], []
         if self._home:
             shutil.rmtree(self._home, ignore_errors=True)
+            os.close(self._home_lock)
+            self._home = ""
 
     @property
     def tier(self) -> Tier:
@@ -557,9 +561,32 @@ class Pool:
             file.write(self._secret)
 
 
-def _scratch_home() -> str | None:
-    """Memory rather than disk for what programs write, where there is such a place."""
-    return "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+def _make_home() -> tuple[str, int]:
+    """A directory of this pool's own, and the descriptor whose lock says that it is in use.
+
+    What pools that were killed left behind is removed on the way.
+    """
+    # Memory rather than disk for what programs write, where there is such a place.
+    parent = "/dev/shm" if os.access("/dev/shm", os.W_OK) else tempfile.gettempdir()
+    with contextlib.suppress(OSError):
+        _sweep(parent)
+    home = tempfile.mkdtemp(prefix=HOME_PREFIX, dir=parent)
+    os.chmod(home, 0o711)
+    # Locked before it has its name: nobody can find it unlocked.
+    lock = os.open(f"{home}/lock.new", os.O_CREAT | os.O_RDWR, 0o600)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    os.rename(f"{home}/lock.new", f"{home}/lock")
+    return home, lock
+
+
+def _sweep(parent: str) -> None:
+    for name in os.listdir(parent):
+        home = os.path.join(parent, name)
+        if not name.startswith(HOME_PREFIX) or os.lstat(home).st_uid != os.getuid():
+            continue
+        with contextlib.suppress(OSError), open(f"{home}/lock") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(home, ignore_errors=True)
 
 
 def _call_frame(entry: str | None, call: Sequence[Any] | Mapping[str, Any]) -> list[Any]:

@@ -232,6 +232,24 @@ def test_closing_leaves_no_process_and_no_file(lab: Lab) -> None:
     assert not os.path.exists(home)
 
 
+def test_what_a_killed_service_left_is_swept_and_what_is_in_use_is_not(lab: Lab) -> None:
+    from sandbox.pool import _make_home
+
+    left, lock = _make_home()
+    os.close(lock)
+    used, lock = _make_home()
+    assert not os.path.exists(left)
+    assert os.path.exists(lab.pool._home)
+    another, other_lock = _make_home()
+    assert os.path.exists(used)
+    for descriptor in (lock, other_lock):
+        os.close(descriptor)
+    _, lock = _make_home()
+    os.close(lock)
+    assert not os.path.exists(used)
+    assert not os.path.exists(another)
+
+
 def test_a_pool_that_is_not_open_says_so() -> None:
     pool = Pool()
     with pytest.raises(SandboxUnavailable, match="not open"):
