@@ -14,7 +14,6 @@ import asyncio
 import json
 import os
 import random
-import signal
 import subprocess
 import sys
 import time
@@ -309,7 +308,7 @@ def _start_unless_running(settings: Settings) -> subprocess.Popen[bytes] | None:
 
 def _stop(system: subprocess.Popen[bytes]) -> None:
     if system.poll() is None:
-        system.send_signal(signal.SIGINT)
+        system.terminate()
         system.wait(timeout=120)
 
 
