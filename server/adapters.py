@@ -85,7 +85,7 @@ class _Loaded:
     adapter: Adapter
     probe: dict[str, Any]
     phases_s: dict[str, float]
-    """How long it took to bring it in; told once, by the receipt of its first flip."""
+    """How long it took to bring it in; told once, by its first receipt."""
     references: int = 0
     left_at: float | None = None
 
@@ -358,6 +358,7 @@ class Adapters:
             if alias is not Alias.CHAMPION:
                 # The champion's receipt is written when `code` means it.
                 await self._receipt(this, loaded.probe | {"alias": alias.value}, "proved")
+                loaded.phases_s = {}
             metrics.adapter_swaps_total.labels("proved").inc()
             log.info(
                 "%s is loaded and proved as %s",

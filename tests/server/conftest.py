@@ -52,7 +52,7 @@ class Running:
         given = {"model": "code", "messages": [{"role": "user", "content": "add two numbers"}]}
         return self.http.post("/v1/chat/completions", json=given | body)
 
-    def until(self, condition: Callable[[], bool], timeout_s: float = 10.0) -> None:
+    def until(self, condition: Callable[[], bool], timeout_s: float = 60.0) -> None:
         """Wait for something that happens in the background."""
         deadline = time.monotonic() + timeout_s
         while not condition():

@@ -83,14 +83,14 @@ def test_rollback_is_instant_because_the_way_back_stays_loaded(server: Running) 
     server.until(lambda: _serves(server, 2))
     loads = len(server.engine.loads)
     server.registry.rollback(actor="test", reason="test")
-    server.until(lambda: _serves(server, 1), timeout_s=1)
+    server.until(lambda: _serves(server, 1), timeout_s=3)
     assert len(server.engine.loads) == loads
     server.until(lambda: "code@v2" not in server.engine.adapters)
     back = server.store.receipts(version=1)[0]
     assert (back.accepted, back.from_version, set(back.phases_s)) == (True, 2, {"flip"})
     assert back.probe["accepted"] is True
     server.registry.rollback(actor="test", reason="test")
-    server.until(lambda: _serves(server, 0), timeout_s=1)
+    server.until(lambda: _serves(server, 0), timeout_s=3)
     server.until(lambda: len(server.store.receipts(version=0)) == 1)
 
 

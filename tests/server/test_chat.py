@@ -200,7 +200,7 @@ def test_a_slow_engine_is_a_503(engine: FakeEngine, pool: SharedPool, tmp_path: 
         assert response.status_code == 503
         assert "in time" in response.json()["error"]["message"]
         assert response.headers["retry-after"]
-        server.until(lambda: engine.aborted == 1, timeout_s=1)
+        server.until(lambda: engine.aborted == 1, timeout_s=3)
 
 
 def test_a_stream_that_breaks_ends_with_an_error_and_without_done(server: Running) -> None:
@@ -225,11 +225,11 @@ def test_a_client_that_goes_away_stops_its_generation(server: Running) -> None:
     body = {"model": "code", "messages": MESSAGES}
     with pytest.raises(httpx.ReadTimeout):
         httpx.post(f"{server.url}/v1/chat/completions", json=body, timeout=0.5)
-    server.until(lambda: server.engine.aborted == 1, timeout_s=1.0)
+    server.until(lambda: server.engine.aborted == 1, timeout_s=3)
     stream = server.openai.chat.completions.create(model="code", messages=MESSAGES, stream=True)
     next(stream)
     stream.close()
-    server.until(lambda: server.engine.aborted == 2, timeout_s=1.0)
+    server.until(lambda: server.engine.aborted == 2, timeout_s=3)
     assert server.store.interactions() == []
 
 

@@ -93,7 +93,7 @@ def _victim(tmp_path: Path, engine: FakeEngine) -> Iterator[tuple[subprocess.Pop
     )
     url = f"http://127.0.0.1:{port}"
     try:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 200
         while True:
             assert process.poll() is None, "the server did not start"
             assert time.monotonic() < deadline, "the server was not ready in time"

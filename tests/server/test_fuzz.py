@@ -85,7 +85,7 @@ FEEDBACK = st.fixed_dictionaries(
     },
 )
 OFTEN = settings(
-    max_examples=120,
+    max_examples=60,
     deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],

@@ -150,7 +150,7 @@ def test_enough_verified_attempts_cancel_the_rest(server: Running) -> None:
     answer = _verified(server)
     assert answer["choices"][0]["verification"]["verified"] is True
     assert time.monotonic() - started < 4
-    server.until(lambda: server.engine.aborted == 1, timeout_s=1)
+    server.until(lambda: server.engine.aborted == 1, timeout_s=3)
     assert server.engine.running == 0
     usage = answer["usage"]
     assert usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"]
@@ -164,11 +164,11 @@ def test_max_seconds_brings_back_what_is_there(server: Running) -> None:
     answer = _verified(server, SPEC | {"max_seconds": 1.0})
     choice = answer["choices"][0]
     assert (choice["message"]["content"], choice["verification"]["verified"]) == (WRONG, False)
-    server.until(lambda: server.engine.running == 0, timeout_s=1)
+    server.until(lambda: server.engine.running == 0, timeout_s=3)
     server.engine.script = lambda body, index: long
     response = server.chat(messages=MESSAGES, io_spec=SPEC | {"max_seconds": 0.5})
     assert response.status_code == 503
-    server.until(lambda: server.engine.running == 0, timeout_s=1)
+    server.until(lambda: server.engine.running == 0, timeout_s=3)
 
 
 def test_repair_shows_visible_failures_and_can_mend(server: Running) -> None:

@@ -68,7 +68,7 @@ def test_it_finishes_what_is_in_flight_and_ends_cleanly(engine: FakeEngine, tmp_
 
 
 def _wait_until_ready(process: subprocess.Popen[str], url: str) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 200
     while time.monotonic() < deadline:
         assert process.poll() is None, process.communicate()
         try:
