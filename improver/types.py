@@ -13,7 +13,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ops.records import Decision, Json
+from ops.records import LORA_TARGETS, Decision, Json
 
 T = TypeVar("T")
 
@@ -112,15 +112,7 @@ class TrainJob:
     evaluations_per_epoch: int = 2
     microbatch_tokens: int = 1024
     checkpoint_s: float = 30.0
-    target_modules: tuple[str, ...] = (
-        "q_proj",
-        "k_proj",
-        "v_proj",
-        "o_proj",
-        "gate_proj",
-        "up_proj",
-        "down_proj",
-    )
+    target_modules: tuple[str, ...] = LORA_TARGETS
 
 
 class Arm(StrEnum):

@@ -16,6 +16,9 @@ from typing import Any
 
 Json = dict[str, Any]
 
+LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+"""The layers an adapter may change: the improver trains these, the engine takes these."""
+
 
 def now() -> datetime:
     """Return the current time, UTC-aware."""

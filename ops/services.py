@@ -22,6 +22,7 @@ from typing import Literal
 from ops import models
 from ops.errors import ProcessError
 from ops.models import Model
+from ops.records import LORA_TARGETS
 from ops.settings import Settings
 
 ENGINE_FLOOR = (0, 31)
@@ -108,6 +109,9 @@ def engine(settings: Settings, model: Model, build: EngineBuild) -> Service:
         # (`gen.set_offset`), which torch's CPU generator cannot: any client's seed could end the
         # engine. Whole prompts only, then.
         command.append("--no-enable-chunked-prefill")
+        # Left to itself it also wraps the output layer, and dies when two requests of a batch ask
+        # for log-probabilities of their prompts. These are the layers that adapters are trained on.
+        command += ["--lora-target-modules", *LORA_TARGETS]
     extra = {
         "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True",
         "VLLM_NO_USAGE_STATS": "1",
