@@ -35,6 +35,7 @@ from ops.settings import Settings
 from ops.store import Store
 
 EXAMPLES = Path(__file__).parent / "examples"
+BESIDE = Path(__file__).parents[2] / "shared" / "data"
 CONCURRENCY = 4
 SEED = 7
 
@@ -53,9 +54,13 @@ class Inputs:
     def find(cls, data: Path | None) -> Inputs:
         """Use the files of a data directory, or the small ones that ship with the product.
 
+        Without a directory, `shared/data` beside the checkout is taken where it is there.
+
         Raises:
             ProcessError: the directory lacks a file.
         """
+        if data is None and BESIDE.is_dir():
+            data = BESIDE
         if data is None:
             return cls(
                 feedback=EXAMPLES / "feedback.jsonl", tasks=EXAMPLES / "tasks.jsonl", exam=None
@@ -78,7 +83,8 @@ def main(arguments: list[str] | None = None) -> int:
         "--data",
         type=Path,
         help="directory with train/ilf_human_feedback.jsonl, train/mbpp_train.jsonl and "
-        "eval/mbpp_eval.jsonl; without it the small files that ship with the product are used",
+        "eval/mbpp_eval.jsonl; default: shared/data beside the checkout, else the small files that "
+        "ship with the product",
     )
     parser.add_argument("--count", type=int, default=40, help="spec requests to send")
     parser.add_argument("--model", help="model to start when nothing is running")
