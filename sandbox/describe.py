@@ -211,7 +211,8 @@ def type_name(value: Any, depth: int = 0) -> str:
     name = values.class_name(kind)
     for library in ("pandas", "numpy"):
         module = sys.modules.get(library)
-        if module is not None and getattr(module, name, None) is kind:
+        # Not getattr: numpy warns of names that it gave up, such as `str`.
+        if module is not None and vars(module).get(name) is kind:
             return f"{library}.{name}"
     return name
 

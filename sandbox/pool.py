@@ -353,9 +353,17 @@ class Pool:
 
     @contextlib.asynccontextmanager
     async def _leased(
-        self, idle: asyncio.LifoQueue[_Slot], avoid: Zygote | None = None
+        self,
+        idle: asyncio.LifoQueue[_Slot],
+        avoid: Zygote | None = None,
+        *,
+        fresh: bool = False,
     ) -> AsyncIterator[Zygote]:
-        """An idle zygote for one piece of work; whatever happens, the slot comes back clean."""
+        """An idle zygote for one piece of work; whatever happens, the slot comes back clean.
+
+        With `fresh` it is started for this work: whatever killed one zygote may have killed the
+        others in the same moment, before anybody could notice.
+        """
         if self._unfit is not None:
             raise self._unfit
         if not self._slots or self._closing:
@@ -368,7 +376,7 @@ class Pool:
         clean = False
         try:
             zygote = slot.zygote
-            if zygote is None or zygote.lost or zygote is avoid:
+            if zygote is None or zygote.lost or zygote is avoid or fresh:
                 zygote = await self._restart(slot)
             self._count.runs += 1
             yield zygote
@@ -463,7 +471,7 @@ class Pool:
             self._count.retries += 1
             log.warning("a run is tried again: %s", error, extra={"action": "sandbox_retry"})
         try:
-            async with self._leased(idle) as zygote:
+            async with self._leased(idle, fresh=True) as zygote:
                 return await work(zygote)
         except SandboxError:
             self._count.failures += 1
