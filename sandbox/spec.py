@@ -191,14 +191,19 @@ class Spec(_Part):
     tolerance: float | None = Field(default=None, ge=0, allow_inf_nan=False, strict=False)
 
     @property
+    def check_count(self) -> int:
+        """How many of its examples can tell a right program from a wrong one."""
+        return (
+            len(self.tests)
+            + sum(e.has_output for e in self.examples)
+            + sum(s.output is not None for s in self.stdio)
+            + sum(bool(c.outputs) for c in self.cells)
+        )
+
+    @property
     def has_checks(self) -> bool:
         """Whether anything in it can tell a right program from a wrong one."""
-        return bool(
-            self.tests
-            or any(e.has_output for e in self.examples)
-            or any(s.output is not None for s in self.stdio)
-            or any(c.outputs for c in self.cells)
-        )
+        return self.check_count > 0
 
     @property
     def called(self) -> str | None:

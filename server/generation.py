@@ -131,7 +131,7 @@ class Generator:
         else:
             outcome = await self.generate(call, request)
         call.spend(outcome.usage)
-        chosen = self._choices(call, outcome)
+        chosen = self._choices(call, request, outcome)
         await self._record(call, request, outcome, chosen)
         metrics.verification_seconds.labels(chosen[0]["verification"]["status"]).observe(
             call.sandbox_s
@@ -206,14 +206,16 @@ class Generator:
             return {"messages": messages}
         return {"messages": messages, "max_tokens": self._max_tokens}
 
-    def _choices(self, call: Call, outcome: Outcome) -> list[Json]:
+    def _choices(self, call: Call, request: SpecRequest, outcome: Outcome) -> list[Json]:
         keep_logprobs = bool(call.envelope.body.get("logprobs"))
         chosen = []
         for place, attempt in enumerate(outcome.ranked[: call.envelope.n]):
             choice = {**attempt.choice, "index": place}
             if not keep_logprobs:
                 choice["logprobs"] = None
-            judgement = attempt.judgement or Judgement(program=attempt.program, verification=None)
+            judgement = attempt.judgement or Judgement(
+                program=attempt.program, verification=None, total=request.spec.check_count
+            )
             choice["verification"] = judgement.public(self._judge.tier)
             chosen.append(choice)
         return chosen

@@ -52,10 +52,12 @@ class Judgement:
     """What is known of one program under one specification.
 
     `verification` is None where there was no program to run, or the sandbox failed (`fault`).
+    `total` is how many checks the specification has.
     """
 
     program: Program | None
     verification: Verification | None
+    total: int
     fault: str | None = None
 
     @property
@@ -103,7 +105,7 @@ class Judgement:
             "status": self.status,
             "verdict": v.verdict.value if v is not None else None,
             "passed": v.passed if v is not None else 0,
-            "total": v.total if v is not None else 0,
+            "total": self.total,
             "examples": [_public_example(e) for e in v.examples] if v is not None else [],
             "message": _message(self),
             "duration_ms": round(v.duration_s * 1000, 3) if v is not None else 0.0,
@@ -165,15 +167,17 @@ class Judge:
         """Run a program against a specification. Cancelling it kills the run."""
         if program is None:
             metrics.candidates_verified_total.labels("NO_PROGRAM").inc()
-            return Judgement(program=None, verification=None)
+            return Judgement(program=None, verification=None, total=spec.check_count)
         try:
             verification = await self._checker.check(program.source, spec)
         except SandboxError as error:
             metrics.sandbox_errors_total.labels(type(error).__name__).inc()
             log.error("the sandbox failed: %s", error, extra={"action": "sandbox_error"})
-            return Judgement(program=program, verification=None, fault=str(error))
+            return Judgement(
+                program=program, verification=None, total=spec.check_count, fault=str(error)
+            )
         metrics.candidates_verified_total.labels(verification.verdict.value).inc()
-        return Judgement(program=program, verification=verification)
+        return Judgement(program=program, verification=verification, total=spec.check_count)
 
 
 def execution_row(

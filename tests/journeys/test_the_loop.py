@@ -76,9 +76,7 @@ class System:
             return client.chat.completions.create(
                 model="code",
                 messages=[{"role": "user", "content": "Write a function that doubles a number."}],
-                max_tokens=64,
-                temperature=0,
-                **extra,
+                **{"max_tokens": 64, "temperature": 0, **extra},
             )
 
     def ready(self) -> httpx.Response:
@@ -176,7 +174,9 @@ def test_a_plain_request_is_a_plain_completion(system: System) -> None:
 
 
 def test_a_request_with_a_spec_is_run_before_it_is_answered(system: System) -> None:
-    answer = system.ask(extra_body={"io_spec": DOUBLE})
+    answer = system.ask(
+        extra_body={"io_spec": DOUBLE | {"early_stop": False}}, max_tokens=160, temperature=0.8
+    )
     verification = answer.choices[0].verification
     assert verification["total"] == 2
     assert verification["verified"] is (verification["passed"] == 2)
@@ -184,8 +184,12 @@ def test_a_request_with_a_spec_is_run_before_it_is_answered(system: System) -> N
     kept = system.store.interaction(interaction_id)
     assert kept.verified is verification["verified"]
     assert kept.spec is not None
-    assert len(system.store.attempts(interaction_id)) >= 1
-    assert len(system.store.executions(interaction_id)) >= 1
+    attempts = system.store.attempts(interaction_id)
+    assert len(attempts) == 4
+    programs = {attempt.program_sha256 for attempt in attempts if attempt.program}
+    # A program that several attempts share runs once.
+    ran = {run.program_sha256 for run in system.store.executions(interaction_id)}
+    assert ran == programs
     system.notes["interaction_id"] = interaction_id
 
 

@@ -49,7 +49,9 @@ def _verification(
 def test_each_verdict_has_its_word(
     verdict: Verdict, total: int, status: str, says_nothing: bool
 ) -> None:
-    judgement = Judgement(program=PROGRAM, verification=_verification(verdict, total=total))
+    judgement = Judgement(
+        program=PROGRAM, verification=_verification(verdict, total=total), total=total
+    )
     assert judgement.status == status
     assert judgement.says_nothing is says_nothing
     public = judgement.public(Tier.NAMESPACES)
@@ -58,9 +60,9 @@ def test_each_verdict_has_its_word(
 
 
 def test_what_was_not_run_is_told_apart_from_what_holds_no_program() -> None:
-    empty = Judgement(program=None, verification=None)
-    late = Judgement(program=PROGRAM, verification=None)
-    broken = Judgement(program=PROGRAM, verification=None, fault="no child")
+    empty = Judgement(program=None, verification=None, total=2)
+    late = Judgement(program=PROGRAM, verification=None, total=2)
+    broken = Judgement(program=PROGRAM, verification=None, total=2, fault="no child")
     assert [j.status for j in (empty, late, broken)] == ["Failed", "Unchecked", "SandboxError"]
     assert [j.says_nothing for j in (empty, late, broken)] == [False, True, True]
     for judgement in (empty, late, broken):
@@ -72,7 +74,7 @@ def test_messages_of_hidden_examples_stay_inside() -> None:
     hidden = ExampleResult(1, "example", True, Verdict.WRONG, 1.0, "returned 4, expected 5")
     shown = ExampleResult(0, "example", False, Verdict.WRONG, 1.0, "returned 1, expected 2")
     verification = _verification(Verdict.WRONG, examples=(shown, hidden))
-    judgement = Judgement(program=PROGRAM, verification=verification)
+    judgement = Judgement(program=PROGRAM, verification=verification, total=verification.total)
     public = judgement.public(Tier.NAMESPACES)
     assert [e["message"] for e in public["examples"]] == ["returned 1, expected 2", None]
     assert "expected 5" not in str(public)
