@@ -288,7 +288,10 @@ def test_a_killed_engine_comes_back_with_its_adapter(system: System) -> None:
     found = subprocess.run(
         ["pgrep", "-f", f"api_server.*{command}"], capture_output=True, text=True, check=True
     )
-    os.kill(int(found.stdout.split()[0]), signal.SIGKILL)
+    # The engine itself, not the guard in front of it, whose command line names the engine's.
+    commands = {pid: Path(f"/proc/{pid}/cmdline").read_bytes() for pid in found.stdout.split()}
+    engine = next(int(pid) for pid, command in commands.items() if b"guard.py" not in command)
+    os.kill(engine, signal.SIGKILL)
     deadline = time.monotonic() + 30
     while system.ready().status_code == 200 and time.monotonic() < deadline:
         time.sleep(0.1)
