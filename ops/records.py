@@ -7,6 +7,7 @@ Times are UTC-aware. Identifiers are UUIDv7 text, so they sort by time.
 from __future__ import annotations
 
 import os
+import threading
 import time
 import uuid
 from dataclasses import dataclass, field
@@ -25,11 +26,27 @@ def now() -> datetime:
     return datetime.now(UTC)
 
 
+_RANDOM_BITS = 74
+_id_lock = threading.Lock()
+_last_id = (0, 0)
+
+
 def new_id() -> str:
-    """Return a UUIDv7 (RFC 9562, section 5.7) as text: 48 bits of milliseconds, then random."""
-    value = (time.time_ns() // 1_000_000) << 80 | int.from_bytes(os.urandom(10), "big")
-    value = value & ~(0xF << 76) | 0x7 << 76
-    value = value & ~(0x3 << 62) | 0x2 << 62
+    """Return a UUIDv7 (RFC 9562, section 5.7) as text, greater than every one before it.
+
+    48 bits of milliseconds, then random ones. Ids made in one millisecond go up by a random step
+    (section 6.2, method 2), so that the order of ids is the order in which a process made them.
+    """
+    global _last_id
+    with _id_lock:
+        milliseconds = time.time_ns() // 1_000_000
+        number = int.from_bytes(os.urandom(10), "big") >> (80 - _RANDOM_BITS + 1)
+        if milliseconds <= _last_id[0]:  # also after the clock was set back
+            milliseconds = _last_id[0]
+            number = _last_id[1] + 1 + int.from_bytes(os.urandom(4), "big")
+        _last_id = (milliseconds, number)
+    high, low = number >> 62, number & ((1 << 62) - 1)
+    value = milliseconds << 80 | 0x7 << 76 | high << 64 | 0x2 << 62 | low
     return str(uuid.UUID(int=value))
 
 
