@@ -34,6 +34,11 @@ candidates_verified_total = Counter(
 sandbox_errors_total = Counter(
     "journeyman_sandbox_errors_total", "Faults of the sandbox itself.", ["reason"]
 )
+executions_total = Counter(
+    "journeyman_executions_total",
+    "Programs of clients: run here (served) or reported (client), by verdict.",
+    ["source", "verdict"],
+)
 feedback_total = Counter("journeyman_feedback_total", "Feedback accepted.", ["metric", "source"])
 store_errors_total = Counter("journeyman_store_errors_total", "Failed writes.", ["operation"])
 store_write_seconds = Histogram(

@@ -209,6 +209,8 @@ class Execution:
     error_message: str | None = None
     stdout: str = ""
     stderr: str = ""
+    tenant: str | None = None
+    """Whose it is, for a client's own program or report; None for attempts."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -69,6 +69,9 @@ class KeySettings(Section):
     tenant: str = Field("default", pattern=r"^[A-Za-z0-9_.\-]{1,64}$")
     requests_per_minute: int | None = Field(None, ge=1)
     tokens_per_minute: int | None = Field(None, ge=1, description="of prompts and answers")
+    executions_per_minute: int | None = Field(
+        None, ge=0, description="programs of its own that the key may run; 0: none"
+    )
 
 
 class ServerSettings(Section):

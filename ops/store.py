@@ -165,6 +165,7 @@ executions = sa.Table(
     sa.Column("error_message", sa.Text),
     sa.Column("stdout", sa.Text, nullable=False),
     sa.Column("stderr", sa.Text, nullable=False),
+    sa.Column("tenant", sa.Text),
 )
 feedback = sa.Table(
     "feedback",
@@ -469,10 +470,38 @@ class Store:
         query = sa.select(attempts).where(attempts.c.interaction_id == interaction_id)
         return self._select(Attempt, query.order_by(attempts.c.attempt_index))
 
-    def executions(self, interaction_id: str) -> list[Execution]:
-        """Return the executions of an interaction, oldest first."""
+    def executions(self, interaction_id: str, *, reported: bool = False) -> list[Execution]:
+        """Return the executions of an interaction, oldest first.
+
+        What clients report of runs elsewhere is left out unless `reported`: nobody may take it
+        for a run of ours.
+        """
         query = sa.select(executions).where(executions.c.interaction_id == interaction_id)
+        if not reported:
+            query = query.where(executions.c.source != Source.CLIENT)
         return self._select(Execution, query.order_by(executions.c.id))
+
+    def add_execution(self, execution: Execution) -> None:
+        """Write an execution that belongs to no attempt.
+
+        Raises:
+            Conflict: the interaction it names is gone.
+        """
+        with self._write() as connection:
+            self._insert(connection, [execution])
+
+    def execution(self, execution_id: str) -> Execution:
+        """Return one execution.
+
+        Raises:
+            NotFound: there is none of that id.
+        """
+        found = self._select(
+            Execution, sa.select(executions).where(executions.c.id == execution_id)
+        )
+        if not found:
+            raise NotFound(f"no execution {execution_id}")
+        return found[0]
 
     def count(self) -> dict[str, int]:
         """Return how many interactions, feedback rows, cycles and adapters there are."""

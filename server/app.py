@@ -35,6 +35,7 @@ from server import (
     chat,
     completions,
     docs,
+    executions,
     feedback,
     health,
     interactions,
@@ -45,7 +46,7 @@ from server import (
 )
 from server.adapters import Adapters
 from server.auth import Guarded, Key, Keys
-from server.calls import CHAT, TEXT
+from server.calls import CHAT, EXECUTIONS, TEXT
 from server.engine import Engine
 from server.errors import BadRequest, ServerError
 from server.forwarding import Forwarder
@@ -59,7 +60,7 @@ from server.verification import Checker, Judge
 
 log = logging.getLogger(__name__)
 
-INFERENCE = frozenset((CHAT, TEXT))
+INFERENCE = frozenset((CHAT, TEXT, EXECUTIONS))
 
 
 def create_app(
@@ -94,7 +95,7 @@ def create_app(
         redoc_url=None,
     )
     routes = (
-        *(chat, stored, completions, models, feedback),
+        *(chat, stored, completions, models, executions, feedback),
         *(interactions, releases, jobs, health, docs),
     )
     for module in routes:
@@ -168,6 +169,7 @@ async def _open(
         recorder=recorder,
         adapters=adapters,
         judge=judge,
+        limits=_limits(settings.sandbox),
         forwarder=Forwarder(engine, recorder, adapters),
         generator=Generator(
             engine, judge, recorder, adapters, max_tokens=settings.server.spec_max_tokens
@@ -194,13 +196,16 @@ def _digest(root: str) -> str | None:
         return None
 
 
-def _pool(settings: SandboxSettings) -> AbstractAsyncContextManager[Checker]:
-    limits = sandbox.Limits(
+def _limits(settings: SandboxSettings) -> sandbox.Limits:
+    return sandbox.Limits(
         wall_s=settings.wall_s, cpu_s=settings.cpu_s, memory_bytes=settings.memory_bytes
     )
+
+
+def _pool(settings: SandboxSettings) -> AbstractAsyncContextManager[Checker]:
     return sandbox.Pool(
         workers=settings.workers,
-        limits=limits,
+        limits=_limits(settings),
         min_tier=sandbox.Tier(settings.min_tier),
         allow_unsafe=settings.allow_unsafe,
     )

@@ -35,6 +35,7 @@ OPEN_PATHS = frozenset(("/health", "/ready"))
 _SCOPE_OF = (
     ("/v1/chat/", INFERENCE),  # what a key has asked it may read again
     ("/v1/completions", INFERENCE),
+    ("/v1/executions", INFERENCE),
     ("/v1/models", INFERENCE),
     ("/v1/feedback", FEEDBACK),
     ("/docs", INFERENCE),
@@ -53,6 +54,7 @@ class Key:
     tenant: str = "default"
     requests_per_minute: int | None = None
     tokens_per_minute: int | None = None
+    executions_per_minute: int | None = None
 
 
 class Identity:
@@ -65,6 +67,9 @@ class Identity:
         self._digest = bytes.fromhex(key.sha256) if key.sha256 else b""
         self._requests = Bucket(key.requests_per_minute) if key.requests_per_minute else None
         self._tokens = Bucket(key.tokens_per_minute) if key.tokens_per_minute else None
+        quota = key.executions_per_minute
+        self._may_execute = quota != 0
+        self._executions = Bucket(quota) if quota else None
 
     def matches(self, digest: bytes) -> bool:
         """Whether this is the holder of the key of that digest; in constant time."""
@@ -97,6 +102,20 @@ class Identity:
         if self._requests is not None:
             self._requests.take(1)
 
+    def admit_execution(self) -> None:
+        """Count one program of the client's own.
+
+        Raises:
+            Forbidden: the key may not run any.
+            RateLimited: those of this minute are used up.
+        """
+        if not self._may_execute:
+            raise Forbidden("this key may not run programs of its own")
+        if self._executions is not None:
+            if (wait_s := self._executions.wait_s()) > 0:
+                raise RateLimited("too many executions for this key", retry_after_s=wait_s)
+            self._executions.take(1)
+
     def spend(self, tokens: int) -> None:
         """Count the tokens of an answer; they are known only afterwards."""
         if self._tokens is not None:
@@ -106,7 +125,12 @@ class Identity:
     def headers(self) -> dict[str, str]:
         """The shares left, in OpenAI's header names."""
         found = {}
-        for what, bucket in (("requests", self._requests), ("tokens", self._tokens)):
+        buckets = {
+            "requests": self._requests,
+            "tokens": self._tokens,
+            "executions": self._executions,
+        }
+        for what, bucket in buckets.items():
             if bucket is not None:
                 found[f"x-ratelimit-limit-{what}"] = str(bucket.per_minute)
                 found[f"x-ratelimit-remaining-{what}"] = str(max(0, int(bucket.level)))

@@ -23,6 +23,7 @@ Json = dict[str, Any]
 
 CHAT = "/v1/chat/completions"
 TEXT = "/v1/completions"
+EXECUTIONS = "/v1/executions"
 _PREFIX = {CHAT: "chatcmpl-", TEXT: "cmpl-"}
 _NOT_PARAMS = frozenset(("model", "messages", "prompt", "stream", "stream_options", "user"))
 ID_HEADER = "x-journeyman-interaction-id"

@@ -9,6 +9,7 @@ ServerError                      base; rendered by one handler (`server.app`)
 ├── RateLimited           429    the key has used up its share for now
 ├── Unavailable           503    try again later (never the client's fault)
 │   ├── EngineUnavailable        the engine is down, too slow, or still loading an adapter
+│   ├── SandboxUnavailable       the sandbox failed; nothing is said of the program
 │   ├── RecordUnavailable        the answer could not be made durable, so it is not given
 │   ├── Overloaded               too many requests are in flight
 │   └── ShuttingDown             the server is stopping
@@ -130,6 +131,12 @@ class EngineUnavailable(Unavailable):
 
     code = "engine_unavailable"
     retry_after_s = 5
+
+
+class SandboxUnavailable(Unavailable):
+    """The sandbox failed; nothing is said of the program."""
+
+    code = "sandbox_unavailable"
 
 
 class RecordUnavailable(Unavailable):

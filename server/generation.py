@@ -226,10 +226,12 @@ class Generator:
         if not call.envelope.store:
             return
         place = {id(t): i for i, t in enumerate(outcome.ranked[: len(chosen)])}
+        ids = {id(t): new_id() for t in sorted(outcome.ranked, key=lambda t: t.index)}
         attempts, executions, seen = [], [], set()
-        for attempt in sorted(outcome.ranked, key=lambda t: t.index):
+        # Best first: of equal programs, which ran once, the one the client got has the run.
+        for attempt in outcome.ranked:
             row = Attempt(
-                id=new_id(),
+                id=ids[id(attempt)],
                 interaction_id=call.id,
                 attempt_index=attempt.index,
                 choice_index=place.get(id(attempt)),

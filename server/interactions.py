@@ -72,7 +72,9 @@ def _whole(state: State, interaction_id: str) -> Json:
     return {
         **interaction_out(store.interaction(interaction_id)),
         "attempts": [attempt_out(row) for row in store.attempts(interaction_id)],
-        "executions": [execution_out(row) for row in store.executions(interaction_id)],
+        "executions": [
+            execution_out(row) for row in store.executions(interaction_id, reported=True)
+        ],
         "feedback": [feedback_out(row) for row in store.feedback(interaction_id)],
     }
 

@@ -19,8 +19,11 @@ from server.protocol import (
 
 _MEANING = {
     400: "The request is malformed; `param` names the field.",
+    401: "No API key, or one that is not known.",
+    403: "The key does not reach that far.",
     404: "What the request names does not exist.",
     413: "The body is too long.",
+    429: "The key has used up its share; see `Retry-After`.",
     503: "Not now: the engine, the record or a place is missing. See `Retry-After`.",
 }
 
@@ -46,6 +49,15 @@ def _inline(model: Any) -> dict[str, Any]:
 
     resolved: dict[str, Any] = resolve(schema)
     return resolved
+
+
+def body_of(*models: Any, examples: dict[str, Any] | None = None) -> dict[str, Any]:
+    """The request body of a route that checks it by one of these models itself."""
+    schemas = [_inline(model) for model in models]
+    content: dict[str, Any] = {"schema": schemas[0] if len(schemas) == 1 else {"anyOf": schemas}}
+    if examples:
+        content["examples"] = {name: {"value": value} for name, value in examples.items()}
+    return {"requestBody": {"required": True, "content": {"application/json": content}}}
 
 
 def _io_spec() -> dict[str, Any]:

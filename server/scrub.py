@@ -116,12 +116,14 @@ def scrub_recording(recording: Recording) -> Recording:
     return Recording(
         interaction=_scrub_row(recording.interaction, *fields),
         attempts=[_scrub_row(row, "text", "program") for row in recording.attempts],
-        executions=[
-            _scrub_row(row, "examples", "error_message", "stdout", "stderr")
-            for row in recording.executions
-        ],
+        executions=[scrub_execution(row) for row in recording.executions],
         feedback=[scrub_feedback(row) for row in recording.feedback],
     )
+
+
+def scrub_execution(row: Execution) -> Execution:
+    """Return an execution without secrets."""
+    return _scrub_row(row, "examples", "error_message", "stdout", "stderr")
 
 
 def scrub_feedback(row: Feedback) -> Feedback:

@@ -9,6 +9,7 @@ from starlette.requests import Request
 from ops.registry import Registry
 from ops.settings import ServerSettings
 from ops.store import Store
+from sandbox.types import Limits
 from server.adapters import Adapters
 from server.engine import Engine
 from server.forwarding import Forwarder
@@ -30,6 +31,8 @@ class State:
     recorder: Recorder
     adapters: Adapters
     judge: Judge
+    limits: Limits
+    """The most that a client's own program may use."""
     forwarder: Forwarder
     generator: Generator
 

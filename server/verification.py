@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -17,7 +18,7 @@ from ops.records import Execution, Json, Source, new_id, now
 from sandbox.errors import SandboxError
 from sandbox.extract import program_for
 from sandbox.spec import Spec
-from sandbox.types import ExampleResult, Tier, Verdict, Verification
+from sandbox.types import ExampleResult, Limits, Run, Tier, Verdict, Verification
 
 log = logging.getLogger(__name__)
 
@@ -35,8 +36,19 @@ class Checker(Protocol):
     def tier(self) -> Tier:
         """The isolation in use."""
 
-    async def check(self, code: str, spec: Spec) -> Verification:
+    async def check(self, code: str, spec: Spec, *, limits: Limits | None = None) -> Verification:
         """Check one program; raises `SandboxError` when the sandbox fails."""
+
+    async def run(
+        self,
+        code: str,
+        *,
+        entry: str | None = None,
+        calls: Sequence[Sequence[Any] | Mapping[str, Any]] = (),
+        stdin: str | None = None,
+        limits: Limits | None = None,
+    ) -> Run:
+        """Run one program; raises `SandboxError` when the sandbox fails."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,13 +175,34 @@ class Judge:
         digest = hashlib.sha256(source.encode("utf-8", "surrogatepass")).hexdigest()
         return Program(source=source, sha256=digest)
 
-    async def judge(self, program: Program | None, spec: Spec) -> Judgement:
+    async def run(
+        self,
+        code: str,
+        *,
+        entry: str | None,
+        calls: Sequence[Sequence[Any] | Mapping[str, Any]],
+        stdin: str | None,
+        limits: Limits,
+    ) -> Run:
+        """Run a program without judging it. Cancelling it kills the run.
+
+        Raises:
+            SandboxError: the sandbox failed.
+        """
+        return await self._checker.run(code, entry=entry, calls=calls, stdin=stdin, limits=limits)
+
+    async def judge(
+        self, program: Program | None, spec: Spec, *, limits: Limits | None = None
+    ) -> Judgement:
         """Run a program against a specification. Cancelling it kills the run."""
         if program is None:
             metrics.candidates_verified_total.labels("NO_PROGRAM").inc()
             return Judgement(program=None, verification=None, total=spec.check_count)
         try:
-            verification = await self._checker.check(program.source, spec)
+            if limits is None:
+                verification = await self._checker.check(program.source, spec)
+            else:
+                verification = await self._checker.check(program.source, spec, limits=limits)
         except SandboxError as error:
             metrics.sandbox_errors_total.labels(type(error).__name__).inc()
             log.error("the sandbox failed: %s", error, extra={"action": "sandbox_error"})
@@ -181,7 +214,7 @@ class Judge:
 
 
 def execution_row(
-    judgement: Judgement, *, interaction_id: str, attempt_id: str
+    judgement: Judgement, *, interaction_id: str | None, attempt_id: str | None
 ) -> Execution | None:
     """The row of a judged run, hidden examples included; None where nothing ran."""
     v, program = judgement.verification, judgement.program

@@ -91,8 +91,12 @@ class SharedPool:
     def gauges(self) -> dict[str, float]:
         return self._pool.gauges()
 
-    async def check(self, code: str, spec: sandbox.Spec) -> sandbox.Verification:
-        work = asyncio.run_coroutine_threadsafe(self._pool.check(code, spec), self._loop)
+    async def check(self, code: str, spec: sandbox.Spec, **more: Any) -> sandbox.Verification:
+        work = asyncio.run_coroutine_threadsafe(self._pool.check(code, spec, **more), self._loop)
+        return await asyncio.wrap_future(work)
+
+    async def run(self, code: str, **more: Any) -> sandbox.Run:
+        work = asyncio.run_coroutine_threadsafe(self._pool.run(code, **more), self._loop)
         return await asyncio.wrap_future(work)
 
     async def __aenter__(self) -> SharedPool:

@@ -18,6 +18,8 @@ ROUTES = {
     ("POST", "/v1/chat/completions/{completion_id}"),
     ("GET", "/v1/chat/completions/{completion_id}/messages"),
     ("POST", "/v1/completions"),
+    ("POST", "/v1/executions"),
+    ("GET", "/v1/executions/{execution_id}"),
     ("GET", "/v1/models"),
     ("GET", "/v1/models/{model}"),
     ("POST", "/v1/feedback"),

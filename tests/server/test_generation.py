@@ -369,3 +369,14 @@ def test_many_requests_at_once_each_get_their_own_verdict(server: Running) -> No
     for thread in threads:
         thread.join()
     assert verdicts == {number: bool(number % 2) for number in range(12)}
+
+
+def test_of_equal_programs_the_one_the_client_got_has_the_run(server: Running) -> None:
+    # The fake engine makes the later choice the likelier one, so that the last one is chosen.
+    spec = {"entry_point": "add", "examples": [{"input": [1, 2], "output": 4}]}
+    answer = server.chat(io_spec=spec).json()
+    interaction_id = answer["id"].removeprefix("chatcmpl-")
+    chosen = next(a for a in server.store.attempts(interaction_id) if a.choice_index == 0)
+    assert chosen.attempt_index == 3
+    runs = server.store.executions(interaction_id)
+    assert [run.attempt_id for run in runs] == [chosen.id]
