@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Coroutine, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -55,9 +55,14 @@ class Attempted:
         return self.verification is not None and self.verification.verified
 
 
-async def judge(pool: Judge, sample: Sample, spec: Spec) -> Attempted:
-    """Judge one answer by all examples of `spec`, hidden ones included."""
-    program = program_for(sample.text, spec)
+async def judge(
+    pool: Judge, sample: Sample, spec: Spec, read: Callable[[str], str | None] | None = None
+) -> Attempted:
+    """Judge one answer by all examples of `spec`, hidden ones included.
+
+    `read` makes the program out of the answer; by default it is the program that the answer holds.
+    """
+    program = program_for(sample.text, spec) if read is None else read(sample.text)
     if program is None:
         return Attempted(sample=sample, program=None, verification=None, verdict=NO_PROGRAM)
     try:
@@ -91,8 +96,10 @@ async def attempt(
     seed: int | None = None,
     model: str | None = None,
     stop: Sequence[str] = (),
+    extra: Json | None = None,
+    read: Callable[[str], str | None] | None = None,
 ) -> list[Attempted]:
-    """Ask for `n` answers and judge them all.
+    """Ask for `n` answers and judge them all; `extra` and `read` as in `Policy.sample` and `judge`.
 
     Raises:
         PolicyError: the model could not be asked.
@@ -105,8 +112,9 @@ async def attempt(
         seed=seed,
         model=model,
         stop=stop,
+        extra=extra,
     )
-    return await together(judge(pool, sample, spec) for sample in samples)
+    return await together(judge(pool, sample, spec, read) for sample in samples)
 
 
 async def together(coroutines: Iterable[Coroutine[Any, Any, T]]) -> list[T]:

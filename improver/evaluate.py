@@ -85,7 +85,7 @@ async def judgeable(tasks: Sequence[Task], pool: Judge) -> tuple[list[Task], lis
     """
 
     async def sound(task: Task) -> bool:
-        return task.reference is None or (await pool.check(task.reference, task.spec)).verified
+        return task.solution is None or (await pool.check(task.solution, task.spec)).verified
 
     found = await together(sound(task) for task in tasks)
     kept = [task for task, good in zip(tasks, found, strict=True) if good]
@@ -173,6 +173,7 @@ async def _attempt(
             # Greedy answers need none, and vLLM's CPU build can die of one (see `recipes.ilf`).
             seed=exam.seed if exam.temperature > 0 else None,
             model=model,
+            read=task.program,
         )
     except PolicyUnavailable:
         raise
