@@ -26,8 +26,6 @@ _FAILURES = (aiohttp.ClientError, asyncio.TimeoutError, OSError)
 CONTROL_TIMEOUT_S = 5.0
 """For health, the list of models and the like, which answer at once or not at all."""
 LOAD_TIMEOUT_S = 120.0
-PROBE_PROMPTS = 32
-"""Prefixes per probe request; at most 128 distinct tokens can be asked for at once."""
 KEEPALIVE_S = 4.0
 """Shorter than the 5 s after which vLLM closes an idle connection, so that none is used dying."""
 
@@ -194,42 +192,32 @@ class Engine:
     ) -> list[list[float]]:
         """Return the log-probability (nats) of every token after the first, for each text.
 
-        Every prefix is a prompt of its own, of which the next token's distribution is asked.
-        `prompt_logprobs` would be one call, but vLLM 0.32 on CPU with LoRA on the output layer
-        dies of it as soon as another request is in the same batch.
-
         Raises:
             EngineUnavailable: no answer, or one without the numbers.
             EngineRefusal: the engine does not take the token ids or does not know the model.
         """
-        return [await self._next_logprobs(model, list(text), cache_salt) for text in texts]
-
-    async def _next_logprobs(self, model: str, tokens: list[int], cache_salt: str) -> list[float]:
-        found: list[float] = []
-        for start in range(1, len(tokens), PROBE_PROMPTS):
-            targets = tokens[start : start + PROBE_PROMPTS]
-            wanted = sorted(set(targets))
-            body = {
-                "model": model,
-                "prompt": [tokens[: start + i] for i in range(len(targets))],
-                "max_tokens": 1,
-                "temperature": 0,
-                "logprobs": len(wanted),
-                "logprob_token_ids": wanted,
-                "return_tokens_as_token_ids": True,
-                "cache_salt": cache_salt,
-            }
-            answer = await self.post("/v1/completions", body, request_id=f"probe-{new_id()}")
-            try:
-                choices = sorted(answer["choices"], key=lambda choice: int(choice["index"]))
-                for target, choice in zip(targets, choices, strict=True):
-                    (step,) = choice["logprobs"]["top_logprobs"]
-                    found.append(float(step[f"token_id:{target}"]))
-            except (LookupError, TypeError, ValueError) as error:
-                raise EngineUnavailable(
-                    f"the engine did not return the log-probabilities asked for: {error!r}"
-                ) from error
-        return found
+        body = {
+            "model": model,
+            "prompt": [list(text) for text in texts],
+            "max_tokens": 1,
+            "temperature": 0,
+            "prompt_logprobs": 0,  # of the prompt's own tokens only
+            "cache_salt": cache_salt,
+        }
+        answer = await self.post("/v1/completions", body, request_id=f"probe-{new_id()}")
+        try:
+            choices = sorted(answer["choices"], key=lambda choice: int(choice["index"]))
+            return [
+                [
+                    float(found[str(token)]["logprob"])
+                    for token, found in zip(text[1:], choice["prompt_logprobs"][1:], strict=True)
+                ]
+                for text, choice in zip(texts, choices, strict=True)
+            ]
+        except (LookupError, TypeError, ValueError) as error:
+            raise EngineUnavailable(
+                f"the engine did not return the log-probabilities asked for: {error!r}"
+            ) from error
 
     async def _control(self, path: str, body: Json, timeout_s: float) -> tuple[int, str]:
         timeout = aiohttp.ClientTimeout(total=timeout_s)

@@ -330,27 +330,43 @@ class FakeEngine:
             "text": text,
             "logprobs": self._text_logprobs(body, index),
             **tail,
-            "prompt_logprobs": None,
+            "prompt_logprobs": self._prompt_logprobs(body, index),
             "prompt_token_ids": None,
         }
 
+    def _prompt_ids(self, body: Json, index: int) -> list[int]:
+        prompt = body["prompt"]
+        ids = prompt[index // (body.get("n") or 1)] if isinstance(prompt[0], list) else prompt
+        return list(ids.encode()) if isinstance(ids, str) else list(ids)
+
+    def _logprob(self, body: Json, prefix: list[int], token: int) -> float:
+        weights = self._weights.get(body["model"], b"") if self.apply_adapters else b""
+        return logprob(weights, prefix, token)
+
+    def _prompt_logprobs(self, body: Json, index: int) -> list[Json | None] | None:
+        if body.get("prompt_logprobs") is None:
+            return None
+        ids = self._prompt_ids(body, index)
+        return [None] + [
+            {
+                str(token): {
+                    "logprob": self._logprob(body, ids[:at], token),
+                    "rank": 1,
+                    "decoded_token": f"<{token}>",
+                }
+            }
+            for at, token in enumerate(ids[1:], start=1)
+        ]
+
     def _text_logprobs(self, body: Json, index: int) -> Json | None:
-        wanted = body.get("logprob_token_ids")
         if body.get("logprobs") is None:
             return None
-        prompt = body["prompt"]
-        prefix = prompt[index] if isinstance(prompt[0], list) else prompt
-        if isinstance(prefix, str):
-            prefix = list(prefix.encode())
-        weights = self._weights.get(body["model"], b"") if self.apply_adapters else b""
-        ids = wanted or [0]
-        step = {f"token_id:{token}": logprob(weights, list(prefix), token) for token in ids}
-        first = next(iter(step))
+        value = self._logprob(body, self._prompt_ids(body, index), 0)
         return {
             "text_offset": [0],
-            "token_logprobs": [step[first]],
-            "tokens": [first],
-            "top_logprobs": [step],
+            "token_logprobs": [value],
+            "tokens": ["token_id:0"],
+            "top_logprobs": [{"token_id:0": value}],
         }
 
     async def _stream(

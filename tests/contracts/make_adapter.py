@@ -35,7 +35,7 @@ def main() -> None:
     )
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
-            torch.nn.init.normal_(parameter, std=0.02)
+            torch.nn.init.normal_(parameter, std=0.05)
 
     def logprobs(ids: list[int]) -> list[float]:
         with torch.no_grad():
