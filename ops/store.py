@@ -8,7 +8,7 @@ one transaction, and when it returns the rows are durable. Batching and threads 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime, timedelta
@@ -367,8 +367,12 @@ class Store:
 
     # --- interactions -----------------------------------------------------------------------
 
-    def add(self, recordings: Sequence[Recording]) -> None:
+    def add(self, recordings: Sequence[Recording], *, adopting: Collection[str] = ()) -> None:
         """Write whole recordings in one transaction.
+
+        Args:
+            recordings: the rows.
+            adopting: ids of those on which feedback was kept before them (`put_feedback`).
 
         Raises:
             Conflict: an id exists already; nothing of the batch was written.
@@ -380,6 +384,13 @@ class Store:
             self._insert(connection, [e for r in recordings for e in r.executions])
             for row in (f for r in recordings for f in r.feedback):
                 self._put_one_feedback(connection, row)
+            if adopting:
+                early = sa.and_(
+                    feedback.c.target.in_(adopting), feedback.c.interaction_id.is_(None)
+                )
+                connection.execute(
+                    sa.update(feedback).where(early).values(interaction_id=feedback.c.target)
+                )
 
     def interaction(self, interaction_id: str) -> Interaction:
         """Return one interaction.
@@ -515,21 +526,36 @@ class Store:
 
     # --- feedback ---------------------------------------------------------------------------
 
-    def put_feedback(self, rows: Sequence[Feedback]) -> list[str]:
+    def put_feedback(
+        self, rows: Sequence[Feedback], *, ahead: Collection[str] = ()
+    ) -> list[str]:
         """Write feedback and return the ids it is kept under, in order.
 
         The same (target, metric, identifier, choice_index) overwrites the value and keeps the
         first row's id and `created_at`.
 
+        Args:
+            rows: the feedback.
+            ahead: ids of interactions that are still on their way: what is said of them is kept
+                without an interaction until `add` is told to adopt it.
+
         Raises:
             NotFound: an interaction or episode does not exist; nothing was written.
         """
         with self._write() as connection:
-            return [self._put_one_feedback(connection, row) for row in rows]
+            return [
+                self._put_one_feedback(connection, row, ahead=row.interaction_id in ahead)
+                for row in rows
+            ]
 
-    def _put_one_feedback(self, connection: Connection, row: Feedback) -> str:
-        self._require_target(connection, row)
+    def _put_one_feedback(
+        self, connection: Connection, row: Feedback, *, ahead: bool = False
+    ) -> str:
+        if not ahead:
+            self._require_target(connection, row)
         values = asdict(row) | {"target": row.interaction_id or f"episode:{row.episode_id}"}
+        if ahead:
+            values["interaction_id"] = None
         dialect = sqlite if self._sqlite else postgresql
         insert = dialect.insert(feedback).values(values)
         statement = insert.on_conflict_do_update(
@@ -549,6 +575,18 @@ class Store:
             what = f"episode {row.episode_id}"
         if connection.execute(sa.select(interactions.c.id).where(where).limit(1)).first() is None:
             raise NotFound(f"no {what}")
+
+    def update_feedback(self, row: Feedback) -> None:
+        """Write the value, the tags and the time of change of a row that is there.
+
+        Raises:
+            NotFound: there is none of that id.
+        """
+        changes = {"value": row.value, "tags": row.tags, "updated_at": row.updated_at}
+        with self._write() as connection:
+            where = feedback.c.id == row.id
+            if connection.execute(sa.update(feedback).where(where).values(changes)).rowcount == 0:
+                raise NotFound(f"no feedback {row.id}")
 
     def delete_feedback(self, feedback_id: str) -> None:
         """Delete one feedback row.
@@ -575,6 +613,11 @@ class Store:
     def feedback(self, interaction_id: str) -> list[Feedback]:
         """Return the feedback on an interaction, oldest first."""
         query = sa.select(feedback).where(feedback.c.interaction_id == interaction_id)
+        return self._select(Feedback, query.order_by(feedback.c.id))
+
+    def episode_feedback(self, episode_id: str) -> list[Feedback]:
+        """Return what was said of a whole episode, oldest first."""
+        query = sa.select(feedback).where(feedback.c.episode_id == episode_id)
         return self._select(Feedback, query.order_by(feedback.c.id))
 
     # --- cycles -----------------------------------------------------------------------------

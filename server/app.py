@@ -25,16 +25,16 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 import sandbox
 from ops import metrics
-from ops.errors import ModelError, ProcessError, SettingsError
+from ops.errors import ModelError, SettingsError
 from ops.models import resolve
 from ops.registry import Registry
-from ops.services import engine_build
 from ops.settings import SandboxSettings, Settings
 from ops.store import Store
 from server import (
     chat,
     completions,
     docs,
+    events,
     executions,
     feedback,
     health,
@@ -95,7 +95,7 @@ def create_app(
         redoc_url=None,
     )
     routes = (
-        *(chat, stored, completions, models, executions, feedback),
+        *(chat, stored, completions, models, executions, feedback, events),
         *(interactions, releases, jobs, health, docs),
     )
     for module in routes:
@@ -162,7 +162,6 @@ async def _open(
     log.info("serving", extra={"action": "start", "sandbox": judge.tier.label})
     return State(
         settings=settings.server,
-        fragile=_is_fragile(settings),
         engine=engine,
         store=store,
         registry=registry,
@@ -175,16 +174,6 @@ async def _open(
             engine, judge, recorder, adapters, max_tokens=settings.server.spec_max_tokens
         ),
     )
-
-
-def _is_fragile(settings: Settings) -> bool:
-    """Whether the engine is the CPU build of this environment; one given by URL is trusted."""
-    if settings.engine.url is not None:
-        return False
-    try:
-        return engine_build().device == "cpu"
-    except ProcessError:
-        return False
 
 
 def _digest(root: str) -> str | None:

@@ -38,6 +38,8 @@ _SCOPE_OF = (
     ("/v1/executions", INFERENCE),
     ("/v1/models", INFERENCE),
     ("/v1/feedback", FEEDBACK),
+    ("/v1/events", FEEDBACK),
+    ("/v1/ingest/", FEEDBACK),
     ("/docs", INFERENCE),
     ("/openapi.json", INFERENCE),
 )
@@ -80,13 +82,17 @@ class Identity:
         """Whether it may see everybody's data."""
         return ADMIN in self.scopes
 
+    def may(self, scope: str) -> bool:
+        """Whether the key reaches that far."""
+        return scope in self.scopes or self.is_admin
+
     def require(self, scope: str) -> None:
         """Refuse what the key is not for.
 
         Raises:
             Forbidden: the scope is not among the key's.
         """
-        if scope not in self.scopes and not self.is_admin:
+        if not self.may(scope):
             raise Forbidden(f"this key lacks the scope {scope!r}")
 
     def admit(self) -> None:

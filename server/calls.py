@@ -18,6 +18,7 @@ from sandbox.spec import Spec
 from server.adapters import Served
 from server.auth import Identity
 from server.protocol import Envelope
+from server.recording import Recorder
 
 Json = dict[str, Any]
 
@@ -68,6 +69,10 @@ class Call:
         if salt is not None:
             body["cache_salt"] = salt
         return body
+
+    def announce(self, recorder: Recorder) -> None:
+        """Let feedback on this answer in from now on, before there is a record of it."""
+        recorder.issue(self.id, tenant=self.identity.tenant, choices=self.envelope.n)
 
     def spend(self, usage: Json) -> None:
         """Count the tokens of the answer against the shares of who asked."""

@@ -63,7 +63,7 @@ class Forwarder:
             }
         asked = time.perf_counter()
         if call.envelope.store:
-            self._recorder.issue(call.id)
+            call.announce(self._recorder)
         try:
             async with self._engine.stream(call.endpoint, body, request_id=call.id) as chunks:
                 await exchange.start(call.headers)

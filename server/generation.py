@@ -117,7 +117,7 @@ class Generator:
         """
         if call.envelope.stream and call.envelope.store:
             # The client learns the id from the headers, before there is a record of it.
-            self._recorder.issue(call.id)
+            call.announce(self._recorder)
         try:
             return await self._answer(call, request, exchange)
         except EngineRefusal as error:

@@ -94,30 +94,6 @@ def read_envelope(body: Json) -> Envelope:
     )
 
 
-def refuse_fragile(body: Json) -> None:
-    """Refuse what kills vLLM's CPU build while it serves adapters.
-
-    With LoRA on the output layer, log-probabilities of a prompt end the engine for everybody as
-    soon as another request is in the same batch (seen in 0.32.0: "einsum(): subscript b has size
-    …"). No client may be able to do that.
-
-    Raises:
-        BadRequest: the body asks for them.
-    """
-    if body.get("prompt_logprobs") is not None:
-        raise BadRequest(
-            "prompt_logprobs is not safe with this build of the engine",
-            param="prompt_logprobs",
-            code="unsupported_parameter",
-        )
-    if body.get("echo") and body.get("logprobs") is not None:
-        raise BadRequest(
-            "echo together with logprobs is not safe with this build of the engine",
-            param="echo",
-            code="unsupported_parameter",
-        )
-
-
 def _optional(body: Mapping[str, Any], name: str, kind: type, what: str) -> Any:
     value = body.get(name)
     if value is None:
@@ -252,6 +228,18 @@ class FeedbackIn(BaseModel):
     user: str | None = Field(None, max_length=200)
     tags: dict[str, Tag] = Field(default_factory=dict, max_length=32)
     dryrun: bool = False
+
+
+class FeedbackChange(BaseModel):
+    """What may be changed of a piece of feedback."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    value: Any = Field(
+        None,
+        json_schema_extra={"anyOf": [{"type": "boolean"}, {"type": "number"}, {"type": "string"}]},
+    )
+    tags: dict[str, Tag] | None = Field(None, max_length=32)
 
 
 class FeedbackOut(BaseModel):

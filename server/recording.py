@@ -15,7 +15,7 @@ import queue
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -42,6 +42,14 @@ class _Job:
     call: Callable[[], Any] | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class Issued:
+    """An answer on its way: whose it is, and how many choices it will have."""
+
+    tenant: str
+    choices: int
+
+
 class Recorder:
     """Writes to the store from one thread of its own. Start it before use, close it after."""
 
@@ -50,7 +58,8 @@ class Recorder:
         self._process = process
         self._queue: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="recorder", daemon=True)
-        self._pending: dict[str, asyncio.Event] = {}
+        self._issued: dict[str, Issued] = {}
+        self._expected: set[str] = set()
         self._failure: str | None = None
         self._beaten_at = 0.0
 
@@ -98,30 +107,22 @@ class Recorder:
 
     # --- answers that are still being streamed -------------------------------------------------
 
-    def issue(self, interaction_id: str) -> None:
+    def issue(self, interaction_id: str, *, tenant: str, choices: int) -> None:
         """Note that a client knows this id though its interaction is not durable yet."""
-        self._pending[interaction_id] = asyncio.Event()
+        self._issued[interaction_id] = Issued(tenant=tenant, choices=choices)
 
     def settle(self, interaction_id: str) -> None:
         """Note that the interaction is durable, or will never be."""
-        event = self._pending.pop(interaction_id, None)
-        if event is not None:
-            event.set()
+        self._issued.pop(interaction_id, None)
+        self._expected.discard(interaction_id)
 
-    async def settled(self, interaction_id: str, timeout_s: float) -> bool:
-        """Wait until an id that was just issued is durable or dropped; at once for all others.
+    def issued(self, interaction_id: str) -> Issued | None:
+        """What is known of an answer that is still on its way; None for all others."""
+        return self._issued.get(interaction_id)
 
-        Returns:
-            False when the answer is still on its way after `timeout_s`.
-        """
-        event = self._pending.get(interaction_id)
-        if event is not None:
-            try:
-                async with asyncio.timeout(timeout_s):
-                    await event.wait()
-            except TimeoutError:
-                return False
-        return True
+    def expect(self, interaction_ids: Collection[str]) -> None:
+        """Note that feedback on these was kept before them. For the writer thread."""
+        self._expected.update(interaction_ids)
 
     # --- the thread ---------------------------------------------------------------------------
 
@@ -179,7 +180,10 @@ class Recorder:
             return
         started = time.perf_counter()
         try:
-            self._store.add([scrub_recording(j.recording) for j in jobs if j.recording])
+            recordings = [scrub_recording(j.recording) for j in jobs if j.recording]
+            adopting = self._expected.intersection(r.interaction.id for r in recordings)
+            self._store.add(recordings, adopting=adopting)
+            self._expected -= adopting
         except Exception as error:  # the loop's edge: the thread must outlive any row
             if len(jobs) > 1 and not _down(error):
                 # One bad row must not take its neighbours with it.

@@ -15,9 +15,10 @@ from starlette.requests import Request
 
 from ops.errors import NotFound, StoreError
 from ops.records import Interaction, Json
-from server.auth import Identity
+from server.auth import FEEDBACK, Identity
 from server.calls import CHAT, bare_id
 from server.errors import BadRequest, NotFoundError, RecordUnavailable
+from server.feedback_log import from_metadata
 from server.limits import read_json
 from server.openapi import errors
 from server.protocol import checked_metadata
@@ -93,7 +94,10 @@ async def list_messages(
 
 @router.post("/{completion_id}", responses=errors(400, 404, 413, 503))
 async def update_stored(request: Request, completion_id: str) -> dict[str, Any]:
-    """Replace the metadata of a completion; durable when this returns."""
+    """Replace the metadata of a completion; durable when this returns.
+
+    `accepted`, `rating`, `comment` and the other metrics among it are feedback as well.
+    """
     state, identity = current(request), request.state.identity
     body = await read_json(request, state.settings.max_body_bytes)
     for name in body:
@@ -104,6 +108,8 @@ async def update_stored(request: Request, completion_id: str) -> dict[str, Any]:
     def update() -> Interaction:
         row = _one(state, identity, completion_id)
         state.store.set_metadata(row.id, metadata)
+        if identity.may(FEEDBACK):
+            from_metadata(state, row.id, metadata)
         return state.store.interaction(row.id)
 
     try:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import threading
 from typing import Any
 
 import httpx
+import pytest
 
+from ops.errors import NotFound
 from tests.server.conftest import Running
 
 
@@ -132,17 +133,77 @@ def test_a_dry_run_is_checked_but_not_kept(server: Running) -> None:
     assert server.store.feedback(completion_id.removeprefix("chatcmpl-")) == []
 
 
-def test_feedback_for_an_answer_that_still_streams_is_kept(server: Running) -> None:
-    server.engine.token_delay_s = 0.05
-    stream = server.openai.chat.completions.create(
-        model="code", messages=[{"role": "user", "content": "x"}], stream=True
+def _stream(server: Running, **more: Any) -> Any:
+    server.engine.token_delay_s = 0.1
+    return server.openai.chat.completions.create(
+        model="code", messages=[{"role": "user", "content": "x"}], stream=True, **more
     )
+
+
+def test_feedback_for_an_answer_that_still_streams_is_taken_at_once(server: Running) -> None:
+    stream = _stream(server, n=2)
     completion_id = next(stream).id
+    interaction_id = completion_id.removeprefix("chatcmpl-")
     body = {"inference_id": completion_id, "metric_name": "accepted", "value": True}
-    responses: list[httpx.Response] = []
-    early = threading.Thread(target=lambda: responses.append(_give(server, body)))
-    early.start()
+    comment = {"inference_id": completion_id, "metric_name": "comment", "value": "too long"}
+    first = _give(server, body | {"choice_index": 1})
+    assert first.status_code == 200
+    assert _give(server, body | {"choice_index": 2}).status_code == 400
+    assert _give(server, comment | {"dryrun": True}).status_code == 200
+    # It came before the answer was there, and is durable all the same.
+    with pytest.raises(NotFound):
+        server.store.interaction(interaction_id)
+    early = server.store.one_feedback(first.json()["feedback_id"])
+    assert (early.interaction_id, early.value) == (None, True)
     assert [chunk.id for chunk in stream][-1] == completion_id
-    early.join()
-    assert responses[0].status_code == 200
-    assert len(server.store.feedback(completion_id.removeprefix("chatcmpl-"))) == 1
+    (row,) = server.store.feedback(interaction_id)
+    assert (row.id, row.choice_index) == (first.json()["feedback_id"], 1)
+    again = _give(server, body | {"choice_index": 1, "value": False}).json()["feedback_id"]
+    assert again == row.id
+    assert [row.value for row in server.store.feedback(interaction_id)] == [False]
+
+
+def test_early_feedback_on_an_answer_that_never_ends_stays_alone(server: Running) -> None:
+    stream = _stream(server)
+    completion_id = next(stream).id
+    body = {"inference_id": completion_id, "metric_name": "accepted", "value": False}
+    feedback_id = _give(server, body).json()["feedback_id"]
+    stream.close()
+    server.until(lambda: server.engine.running == 0)
+    server.until(lambda: _give(server, body).status_code == 404)
+    assert server.store.one_feedback(feedback_id).interaction_id is None
+    assert server.http.delete(f"/v1/feedback/{feedback_id}").status_code == 200
+
+
+def test_feedback_is_read_and_changed_by_its_id(server: Running) -> None:
+    completion_id = server.chat(episode_id="e").json()["id"]
+    body = {"inference_id": completion_id, "metric_name": "accepted", "value": True}
+    feedback_id = _give(server, body | {"tags": {"a": "1"}}).json()["feedback_id"]
+    on_episode = {"episode_id": "e", "metric_name": "rating", "value": 3}
+    rated = _give(server, on_episode).json()["feedback_id"]
+    path = f"/v1/feedback/{feedback_id}"
+    changed = server.http.patch(path, json={"value": False}).json()
+    assert (changed["value"], changed["tags"]) == (False, {"a": "1"})
+    secret = "ghp_" + "a" * 36
+    changed = server.http.patch(path, json={"tags": {"why": secret}}).json()
+    assert changed["value"] is False
+    assert secret not in changed["tags"]["why"]
+    assert server.http.get(path).json() == changed
+    listed = server.http.get(f"/v1/feedback?inference_id={completion_id}").json()["data"]
+    assert listed == [changed]
+    listed = server.http.get("/v1/feedback?episode_id=e").json()["data"]
+    assert [(one["id"], one["value"]) for one in listed] == [(rated, 3.0)]
+    wrong: list[tuple[dict[str, Any], str]] = [
+        ({"value": "yes"}, "value"),
+        ({}, "value"),
+        ({"tags": {"k": 1}}, "tags.k"),
+        ({"metric_name": "rating"}, "metric_name"),
+    ]
+    for change, param in wrong:
+        response = server.http.patch(path, json=change)
+        assert response.status_code == 400, change
+        assert response.json()["error"]["param"] == param
+    assert server.http.patch("/v1/feedback/none", json={"value": True}).status_code == 404
+    assert server.http.get("/v1/feedback").status_code == 400
+    for query in ("inference_id=none", "episode_id=none"):
+        assert server.http.get(f"/v1/feedback?{query}").status_code == 404

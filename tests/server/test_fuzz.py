@@ -84,6 +84,50 @@ FEEDBACK = st.fixed_dictionaries(
         "dryrun": ANY,
     },
 )
+EVENT = st.fixed_dictionaries(
+    {},
+    optional={
+        "type": st.sampled_from(["view", "select"]) | ANY,
+        "completion_id": st.text(max_size=20) | ANY,
+        "choice_index": ANY,
+        "view_id": ANY,
+        "elapsed": ANY,
+    },
+)
+BLOB = st.fixed_dictionaries(
+    {"name": st.sampled_from(["autocomplete", "editOutcome", "chatFeedback"]) | ANY},
+    optional={
+        "data": st.fixed_dictionaries(
+            {"accepted": st.booleans() | ANY},
+            optional={
+                "feedback": st.booleans() | ANY,
+                "completionId": ANY,
+                "prompt": st.text(max_size=20) | ANY,
+                "completion": ANY,
+                "newCode": ANY,
+                "modelName": ANY,
+                "elapsed": ANY,
+            },
+        )
+        | ANY,
+        "schema": ANY,
+        "level": st.sampled_from(["all", "noCode"]) | ANY,
+    },
+)
+EXECUTION = st.fixed_dictionaries(
+    {},
+    optional={
+        "source": st.sampled_from(["served", "client"]) | ANY,
+        "code": st.just("def f(*a, **k): return a") | ANY,
+        "calls": st.lists(st.lists(ANY, max_size=2), max_size=2) | ANY,
+        "entry_point": st.just("f") | ANY,
+        "stdin": ANY,
+        "io_spec": SPEC | ANY,
+        "limits": ANY,
+        "verdict": st.sampled_from(["OK", "WRONG"]) | ANY,
+        "inference_id": ANY,
+    },
+)
 OFTEN = settings(
     max_examples=60,
     deadline=None,
@@ -133,3 +177,16 @@ def test_completions(server: Running, body: Any) -> None:
 @given(body=FEEDBACK | st.fixed_dictionaries({"data": st.lists(FEEDBACK, max_size=3) | ANY}))
 def test_feedback(server: Running, body: Any) -> None:
     _check(server, "/v1/feedback", body)
+
+
+@OFTEN
+@given(event=EVENT, blob=BLOB)
+def test_events(server: Running, event: Any, blob: Any) -> None:
+    _check(server, "/v1/events", event)
+    _check(server, "/v1/ingest/continue", blob)
+
+
+@OFTEN
+@given(body=EXECUTION)
+def test_executions(server: Running, body: Any) -> None:
+    _check(server, "/v1/executions", body)

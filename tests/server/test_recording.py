@@ -71,7 +71,7 @@ async def test_a_full_disk_refuses_and_recovers_by_itself(
 ) -> None:
     add, beat = store.add, store.beat
 
-    def full(*_: object) -> None:
+    def full(*_: object, **__: object) -> None:
         raise StoreUnavailable("database or disk is full")
 
     monkeypatch.setattr(store, "add", full)

@@ -52,3 +52,29 @@ def test_what_is_not_stored_is_a_404_and_wrong_changes_a_400(server: Running) ->
         assert response.json()["error"]["param"] == param
     response = server.http.get("/v1/chat/completions?order=asc")
     assert response.json()["error"]["param"] == "order"
+
+
+def test_metrics_among_the_metadata_are_feedback(server: Running) -> None:
+    client = server.openai.chat.completions
+    answer = client.create(model="code", messages=MESSAGES, metadata={"accepted": "true"})
+    interaction_id = answer.id.removeprefix("chatcmpl-")
+    assert server.store.feedback(interaction_id) == []  # nobody can judge what is not there yet
+    marks = {
+        "accepted": "no",
+        "rating": "4.5",
+        "tests_passed": "perhaps",
+        "comment": "slow",
+        "x": "y",
+    }
+    client.update(answer.id, metadata=marks)
+    rows = server.store.feedback(interaction_id)
+    assert {r.metric: r.value for r in rows} == {
+        "accepted": False,
+        "rating": 4.5,
+        "comment": "slow",
+    }
+    assert {row.identifier for row in rows} == {"openai:metadata"}
+    client.update(answer.id, metadata={"accepted": "yes"})
+    rows = server.store.feedback(interaction_id)
+    assert {r.metric: r.value for r in rows} == {"accepted": True}
+    assert server.store.interaction(interaction_id).metadata == {"accepted": "yes"}
