@@ -11,7 +11,7 @@ from server.errors import BadRequest
 from server.generation import last_user_text
 from server.limits import read_json
 from server.openapi import chat_docs
-from server.protocol import Envelope, SpecRequest, read_envelope, read_spec, refuse_fragile
+from server.protocol import Envelope, SpecRequest, read_envelope, read_spec
 from server.replies import Exchange, Reply
 from server.state import State, current
 
@@ -26,8 +26,6 @@ async def create_chat_completion(request: Request) -> Response:
     _check_messages(body.get("messages"))
     envelope = read_envelope(body)
     spec = _spec(envelope, state)
-    if state.fragile:
-        refuse_fragile(envelope.body)
     if envelope.store:
         state.recorder.require()
 

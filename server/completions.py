@@ -11,7 +11,7 @@ from server.errors import BadRequest
 from server.fim import fim_prompt
 from server.limits import read_json
 from server.openapi import completion_docs
-from server.protocol import read_envelope, refuse_fragile
+from server.protocol import read_envelope
 from server.replies import Exchange, Reply
 from server.state import current
 
@@ -31,8 +31,6 @@ async def create_completion(request: Request) -> Response:
     suffix = body.get("suffix")
     if suffix is not None and not isinstance(suffix, str):
         raise BadRequest("suffix must be a string", param="suffix", code="invalid_type")
-    if state.fragile:
-        refuse_fragile(envelope.body)
     if envelope.store:
         state.recorder.require()
 

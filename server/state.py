@@ -23,8 +23,6 @@ class State:
     """The parts of a running server."""
 
     settings: ServerSettings
-    fragile: bool
-    """Whether the engine is a build that dies of some requests (`protocol.refuse_fragile`)."""
     engine: Engine
     store: Store
     registry: Registry
