@@ -44,6 +44,11 @@ store_errors_total = Counter("journeyman_store_errors_total", "Failed writes.", 
 store_write_seconds = Histogram(
     "journeyman_store_write_seconds", "One durable batch of recordings.", buckets=_LATENCY_S
 )
+forgotten_total = Counter(
+    "journeyman_forgotten_total",
+    "Interactions deleted: by age, count or size (retention), or by request.",
+    ["reason"],
+)
 engine_up = Gauge("journeyman_engine_up", "1 while the engine answers its health check.")
 adapter_info = Gauge(
     "journeyman_adapter_info", "1 for each adapter loaded.", ["name", "version", "sha256", "role"]

@@ -94,6 +94,17 @@ class ServerSettings(Section):
     )
 
 
+class RetentionSettings(Section):
+    """How much of the record is kept. Unset: all of it."""
+
+    max_age_days: float | None = Field(None, gt=0, description="older interactions are forgotten")
+    max_interactions: int | None = Field(None, ge=0, description="the oldest ones above it are")
+    max_bytes: int | None = Field(
+        None, ge=1 << 20, description="of the database; the oldest interactions make room (SQLite)"
+    )
+    sweep_every_s: float = Field(600.0, gt=0)
+
+
 class SandboxSettings(Section):
     """How model-written programs are run."""
 
@@ -188,6 +199,7 @@ class Settings(BaseSettings):
     store: StoreSettings = StoreSettings()
     engine: EngineSettings = EngineSettings()
     server: ServerSettings = ServerSettings()
+    retention: RetentionSettings = RetentionSettings()
     sandbox: SandboxSettings = SandboxSettings()
     improver: ImproverSettings = ImproverSettings()
 

@@ -55,6 +55,7 @@ from server.limits import Gate
 from server.protocol import param_path
 from server.recording import Recorder
 from server.replies import Exchange
+from server.retention import Retention
 from server.state import State
 from server.verification import Checker, Judge
 
@@ -159,6 +160,16 @@ async def _open(
         await following
 
     stack.push_async_callback(stop_following)
+    retention = Retention(store, recorder, settings.retention)
+    if settings.retention.max_bytes is not None and store.size_bytes() is None:
+        raise SettingsError("retention.max_bytes needs SQLite; use retention.max_interactions")
+    forgetting = asyncio.create_task(retention.run(), name="retention")
+
+    async def stop_forgetting() -> None:
+        retention.stop()
+        await forgetting
+
+    stack.push_async_callback(stop_forgetting)
     log.info("serving", extra={"action": "start", "sandbox": judge.tier.label})
     return State(
         settings=settings.server,

@@ -1,8 +1,8 @@
 """Stored completions: the record in the words of OpenAI's chat completions API.
 
 List and read what was answered, and change its `metadata`, which many clients use to say what
-became of an answer. Deleting is not offered here: forgetting an interaction concerns the adapters
-that were trained on it too.
+became of an answer. Deleting takes everything that hangs on it along, and says which adapters had
+learned from it: those are not changed by it.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Query
 from starlette.requests import Request
 
+from ops import metrics
 from ops.errors import NotFound, StoreError
 from ops.records import Interaction, Json
 from server.auth import FEEDBACK, Identity
@@ -116,6 +117,30 @@ async def update_stored(request: Request, completion_id: str) -> dict[str, Any]:
         return _completion(await state.recorder.write(update))
     except NotFound as error:
         raise _missing(completion_id) from error
+
+
+@router.delete("/{completion_id}", responses=errors(404, 503))
+async def delete_stored(request: Request, completion_id: str) -> dict[str, Any]:
+    """Delete a completion and all that hangs on it; `adapters` names those that learned of it."""
+    state, identity = current(request), request.state.identity
+
+    def delete() -> list[str]:
+        row = _one(state, identity, completion_id)
+        taught = state.store.adapters_taught_by(row.id)
+        state.store.delete([row.id])
+        return [adapter.name for adapter in taught]
+
+    try:
+        taught = await state.recorder.write(delete)
+    except NotFound as error:
+        raise _missing(completion_id) from error
+    metrics.forgotten_total.labels("request").inc()
+    return {
+        "id": completion_id,
+        "object": "chat.completion.deleted",
+        "deleted": True,
+        "adapters": taught,
+    }
 
 
 async def _in_thread(call: Any) -> Any:

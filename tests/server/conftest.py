@@ -21,7 +21,7 @@ import uvicorn
 
 import sandbox
 from ops.registry import Registry
-from ops.settings import EngineSettings, ServerSettings, Settings
+from ops.settings import EngineSettings, RetentionSettings, ServerSettings, Settings
 from ops.store import Store
 from server.app import create_app
 from server.verification import Checker
@@ -125,6 +125,7 @@ def serving(
     data_dir: Path,
     *,
     checker: AbstractAsyncContextManager[Checker] | None = None,
+    retention: dict[str, Any] | None = None,
     **server: Any,
 ) -> Iterator[Running]:
     """Run a server in a thread until the block is left; then it shuts down gracefully."""
@@ -134,6 +135,7 @@ def serving(
     settings = Settings(
         data_dir=data_dir,
         engine=EngineSettings(url=engine.url),
+        retention=RetentionSettings(**(retention or {})),
         server=ServerSettings(**{"port": port, "poll_s": POLL_S, **server}),
     )
     app = create_app(settings, checker=checker)

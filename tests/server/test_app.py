@@ -14,6 +14,7 @@ ROUTES = {
     ("GET", "/v1/chat/completions"),
     ("GET", "/v1/chat/completions/{completion_id}"),
     ("POST", "/v1/chat/completions/{completion_id}"),
+    ("DELETE", "/v1/chat/completions/{completion_id}"),
     ("GET", "/v1/chat/completions/{completion_id}/messages"),
     ("POST", "/v1/completions"),
     ("POST", "/v1/executions"),

@@ -78,3 +78,19 @@ def test_metrics_among_the_metadata_are_feedback(server: Running) -> None:
     rows = server.store.feedback(interaction_id)
     assert {r.metric: r.value for r in rows} == {"accepted": True}
     assert server.store.interaction(interaction_id).metadata == {"accepted": "yes"}
+
+
+def test_a_completion_is_deleted_with_all_that_hangs_on_it(server: Running) -> None:
+    client = server.openai.chat.completions
+    kept, gone = (client.create(model="code", messages=MESSAGES).id for _ in range(2))
+    body = {"inference_id": gone, "metric_name": "comment", "value": "secret plans"}
+    assert server.http.post("/v1/feedback", json=body).status_code == 200
+    deleted = client.delete(gone)
+    assert (deleted.id, deleted.deleted, deleted.object) == (gone, True, "chat.completion.deleted")
+    assert deleted.to_dict()["adapters"] == []
+    for call in (client.retrieve, client.delete):
+        with pytest.raises(openai.NotFoundError):
+            call(gone)
+    assert server.store.feedback(gone.removeprefix("chatcmpl-")) == []
+    assert [row.id for row in client.list()] == [kept]
+    assert server.http.post("/v1/feedback", json=body).status_code == 404
