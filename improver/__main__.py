@@ -3,6 +3,7 @@
     python -m improver                      the daemon
     python -m improver improve …            one cycle, now
     python -m improver import FILE …        another model's interactions into the record
+    python -m improver eval BENCHMARK …     a benchmark put to one model
 
 Settings are read here and nowhere else in this package.
 """
@@ -15,6 +16,7 @@ import json
 import os
 import signal
 import sys
+import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -23,12 +25,16 @@ from typing import Any
 from rich.console import Console
 from rich.progress import Progress
 
-from improver import importer, lease, report
-from improver.cycle import CycleRun, Means, Plan, fail, make_recipe, start
-from improver.errors import ImproverError, PolicyUnavailable
-from improver.policy import Policy
+from improver import cookbook, importer, lease, report, score
+from improver.benchmarks import catalogue
+from improver.benchmarks.base import Task
+from improver.cycle import CycleRun, Means, Plan, fail, start
+from improver.errors import BenchmarkError, ImproverError, PolicyError, PolicyUnavailable
+from improver.evaluate import judgeable
+from improver.policy import ALIAS, Policy
 from improver.progress import LogShow, Show, TerminalShow
 from improver.worker import Worker
+from improver.workspace import Journal
 from ops import logs, models, services
 from ops import settings as settings_
 from ops.errors import OpsError, SettingsError
@@ -38,6 +44,7 @@ from ops.settings import Settings
 from ops.store import Store
 from sandbox.errors import SandboxError
 from sandbox.pool import Pool
+from sandbox.spec import KINDS
 from sandbox.types import Limits, Tier
 
 FAULTS = (ImproverError, OpsError, SandboxError)
@@ -56,6 +63,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return asyncio.run(_improve(settings, given, console))
         if given.command == "import":
             return asyncio.run(_import(settings, given, console))
+        if given.command == "eval":
+            return asyncio.run(_eval(settings, given, console))
         return asyncio.run(_daemon(settings))
     except FAULTS as error:
         console.print(f"[red]error:[/red] {error}", highlight=False)
@@ -75,7 +84,15 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command")
     commands.add_parser("run", parents=[shared], help="the daemon (also without a command)")
     improve = commands.add_parser("improve", parents=[shared], help="run one cycle now")
-    improve.add_argument("--recipe", help="how training rows are made (default: ilf)")
+    improve.add_argument(
+        "--recipe",
+        help=f"how training rows are made: {', '.join(cookbook.RECIPES)}, or {cookbook.ALL} for "
+        "each that has enough data (default: ilf)",
+    )
+    improve.add_argument("--tables", type=Path, help="directory of CSV files, for gift4code")
+    improve.add_argument(
+        "--corpus", type=Path, help="right code: .py and .jsonl, for inverse_instruct and gift4code"
+    )
     improve.add_argument("--tasks", type=Path, help="JSONL of the tasks that decide")
     improve.add_argument("--subset", help="only tasks whose row has this field true")
     improve.add_argument("--samples", type=int, help="refinements asked for each wrong program")
@@ -89,11 +106,39 @@ def _parser() -> argparse.ArgumentParser:
     improve.add_argument("--dry-run", action="store_true", help="build rows, train nothing")
     improve.add_argument("--resume", metavar="ID", help="go on with a cycle that was stopped")
     improve.add_argument("--json", action="store_true", help="print the report as JSON")
+    _add_eval(commands.add_parser("eval", parents=[shared], help="put a benchmark to a model"))
     bring = commands.add_parser("import", parents=[shared], help="import interactions")
     bring.add_argument("file", type=Path)
     bring.add_argument("--format", choices=sorted(importer.SHAPES), default="jsonl")
     bring.add_argument("--json", action="store_true", help="print the report as JSON")
     return parser
+
+
+def _add_eval(put: argparse.ArgumentParser) -> None:
+    put.add_argument("benchmark", help=f"{', '.join(catalogue.NAMES)}, or a file of tasks")
+    put.add_argument("--model", default=ALIAS, help="code (the default), code@v3, a base model")
+    put.add_argument(
+        "--spec",
+        choices=("none", *KINDS),
+        help="the one kind of specification that is shown; default: all that a task shows",
+    )
+    put.add_argument("--candidates", type=_positive, default=1, help="attempts to choose among")
+    put.add_argument("--samples", type=_positive, default=1, help="answers a task, for pass@k")
+    put.add_argument("--limit", type=_positive, help="the most tasks, a random part")
+    put.add_argument("--temperature", type=float, help="default: 0; 0.8 with several answers")
+    put.add_argument("--max-tokens", type=_positive, default=512, help="longest answer")
+    put.add_argument("--seed", type=int, default=7)
+    put.add_argument("--url", help="another server's address, without /v1")
+    put.add_argument("--data", type=Path, help="the benchmark's file or directory")
+    put.add_argument("--out", type=Path, help="where the result goes (JSON)")
+    put.add_argument("--json", action="store_true", help="print the result as JSON")
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError("at least 1 is wanted")
+    return number
 
 
 def _flags(given: argparse.Namespace) -> dict[str, Any]:
@@ -105,12 +150,21 @@ def _with_options(settings: Settings, given: argparse.Namespace) -> Settings:
     if given.command != "improve":
         return settings
     improver = settings.improver
-    tasks = None if given.tasks is None else given.tasks.resolve()
-    gate = _changed(improver.gate, tasks=tasks, subset=given.subset)
+    gate = _changed(improver.gate, tasks=_resolved(given.tasks), subset=given.subset)
     ilf = _changed(improver.ilf, samples=given.samples, control=given.control)
     train = _changed(improver.train, learning_rate=given.learning_rate, epochs=given.epochs)
-    improver = _changed(improver, recipe=given.recipe, gate=gate, ilf=ilf, train=train)
+    sources = _changed(
+        improver.sources, tables=_resolved(given.tables), corpus=_resolved(given.corpus)
+    )
+    improver = _changed(
+        improver, recipe=given.recipe, gate=gate, ilf=ilf, train=train, sources=sources
+    )
     return settings.model_copy(update={"improver": improver})
+
+
+def _resolved(path: Path | None) -> Path | None:
+    """A path that means the same to the process that goes on with the cycle."""
+    return None if path is None else path.resolve()
 
 
 def _changed(section: Any, **options: Any) -> Any:
@@ -153,7 +207,7 @@ def _pool(settings: Settings) -> Pool:
 
 
 async def _improve(settings: Settings, given: argparse.Namespace, console: Console) -> int:
-    make_recipe(settings.improver)
+    cookbook.names(settings.improver.recipe)
     store = Store.open(settings.store_url)
     try:
         async with lease.held(store):
@@ -236,6 +290,83 @@ async def _import(settings: Settings, given: argparse.Namespace, console: Consol
         for problem in found["problems"]:
             print(f"  {problem}")
     return 1 if found["bad"] else 0
+
+
+# --- eval ------------------------------------------------------------------------------------
+
+
+async def _eval(settings: Settings, given: argparse.Namespace, console: Console) -> int:
+    several = given.samples > 1 or given.candidates > 1
+    kinds = KINDS if given.spec is None else tuple(kind for kind in KINDS if kind == given.spec)
+    plan = score.Plan(
+        benchmark=Path(given.benchmark).stem if "/" in given.benchmark else given.benchmark,
+        model=given.model,
+        kinds=kinds,
+        samples=given.samples,
+        candidates=given.candidates,
+        limit=given.limit,
+        temperature=given.temperature
+        if given.temperature is not None
+        else (0.8 if several else 0.0),
+        max_answer_tokens=given.max_tokens,
+        seed=given.seed,
+    )
+    tasks = score.choose(_tasks(settings, given), plan)
+    url = (given.url or settings.server_url).removesuffix("/").removesuffix("/v1")
+    out = given.out or settings.data_dir / "evaluations" / plan.file_name(url)
+    journal_file = out.with_name(f"{out.name}.journal")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    key = os.environ.get("JOURNEYMAN_API_KEY")
+    await _require_answers(url, key, plan.model)
+    began = time.monotonic()
+    async with _pool(settings) as pool, Policy(url, plan.model, api_key=key) as policy:
+        kept, left_out = await judgeable(tasks, pool)
+        if not kept:
+            raise BenchmarkError(f"no reference solution of {plan.benchmark} passes here")
+        with Progress(console=console, transient=True) as progress, Journal(journal_file) as done:
+            bar = progress.add_task(plan.benchmark, total=len(kept))
+            scores = await score.score(
+                kept, plan, policy, pool, done, on_task=lambda: progress.advance(bar)
+            )
+    found = score.report(
+        plan,
+        scores,
+        left_out=left_out,
+        prompts=score.prompt_sha256(kept, plan),
+        seconds=time.monotonic() - began,
+        url=url,
+    )
+    score.write(out, found)
+    print(json.dumps(found, indent=1) if given.json else score.table(found))
+    console.print(f"written to {out}", highlight=False)
+    if found["not_judged"]:
+        console.print("some answers could not be judged: the same command tries these again")
+        return 1
+    journal_file.unlink(missing_ok=True)
+    return 0
+
+
+def _tasks(settings: Settings, given: argparse.Namespace) -> Sequence[Task]:
+    data = given.data or settings.benchmarks_dir
+    if given.benchmark != "replay":
+        return catalogue.find(given.benchmark, data=data).tasks()
+    store = Store.open(settings.store_url)
+    try:
+        return catalogue.find(given.benchmark, store=store).tasks()
+    finally:
+        store.close()
+
+
+async def _require_answers(url: str, key: str | None, model: str) -> None:
+    """Say at once that nobody answers, or not to this name.
+
+    Raises:
+        PolicyError: names the URL.
+    """
+    async with Policy(url, api_key=key, patience_s=5.0) as policy:
+        known = await policy.models()
+    if model not in known:
+        raise PolicyError(f"{url} has no model {model!r}; it has {', '.join(known)}")
 
 
 # --- the daemon ------------------------------------------------------------------------------

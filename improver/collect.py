@@ -137,6 +137,7 @@ def _take(
             feedback_source=str(words.source),
             source=str(interaction.source),
             user=interaction.user,
+            tenant=interaction.tenant,
             demonstration=None if demonstration is None else str(demonstration.value),
             demonstration_ids=[] if demonstration is None else [demonstration.id],
             metadata=interaction.metadata,

@@ -29,6 +29,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from improver.errors import ImportFileError
 from ops.records import Interaction, Json
 from sandbox import values
 from sandbox.errors import SpecError
@@ -64,6 +65,7 @@ class Context:
     source: str
     interaction_ids: tuple[str, ...] = ()
     user: str | None = None
+    tenant: str | None = None
     licence: str | None = None
 
     @property
@@ -173,13 +175,21 @@ def read_tables(directory: Path, *, licence: str | None = None) -> Found:
     Args:
         directory: Where the files are; folders below are not looked into.
         licence: What the rows made of them will carry as licence.
+
+    Raises:
+        ImportFileError: there is no such directory, or a file of it cannot be read.
     """
+    if not directory.is_dir():
+        raise ImportFileError(f"there is no directory of tables at {directory}")
     found = Found()
     for path in sorted(directory.glob("*.csv")):
         if path.stat().st_size > MAX_CSV_BYTES:
             found.skipped["table too big"] += 1
             continue
-        read = read_csv(path.read_bytes().decode("utf-8-sig", "replace"))
+        try:
+            read = read_csv(path.read_bytes().decode("utf-8-sig", "replace"))
+        except OSError as error:
+            raise ImportFileError(f"{path} cannot be read: {error}") from error
         if isinstance(read, str):
             found.skipped[read] += 1
             continue
@@ -303,6 +313,7 @@ def _of_tables(
         source=source,
         interaction_ids=(interaction.id,) if interaction else (),
         user=interaction.user if interaction else None,
+        tenant=interaction.tenant if interaction else None,
         licence=licence,
     )
 
@@ -360,6 +371,7 @@ def of_request(interaction: Interaction) -> Context | None:
         source="request",
         interaction_ids=(interaction.id,),
         user=interaction.user,
+        tenant=interaction.tenant,
     )
 
 

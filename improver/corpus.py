@@ -19,6 +19,7 @@ import random
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from pathlib import Path
 
 from improver.attempts import program_sha256
@@ -58,6 +59,7 @@ class Snippet:
     interaction_ids: list[str] = field(default_factory=list)
     feedback_ids: list[str] = field(default_factory=list)
     user: str | None = None
+    tenant: str | None = None
     model: str | None = None
     metadata: dict[str, str] = field(default_factory=dict)
 
@@ -297,7 +299,7 @@ def _free_names(function: ast.FunctionDef) -> set[str]:
 # --- the record --------------------------------------------------------------------------------
 
 
-def of_record(store: Store, *, limit: int = 2000) -> Corpus:
+def of_record(store: Store, *, limit: int = 2000, before: datetime | None = None) -> Corpus:
     """Collect what the record knows to be right: demonstrations, kept and verified answers.
 
     A demonstration is taken before the model's own answer to the same request. An answer that a
@@ -306,6 +308,7 @@ def of_record(store: Store, *, limit: int = 2000) -> Corpus:
     Args:
         store: The record.
         limit: The most snippets.
+        before: Requests made later are left aside.
     """
     corpus = Corpus()
     seen: set[str] = set()
@@ -317,7 +320,7 @@ def of_record(store: Store, *, limit: int = 2000) -> Corpus:
     for interaction in (one for group in groups for one in group):
         if len(corpus.snippets) >= limit:
             break
-        if interaction.id in seen:
+        if interaction.id in seen or (before is not None and interaction.created_at > before):
             continue
         seen.add(interaction.id)
         found = _of_interaction(interaction, store.feedback(interaction.id), store)
@@ -344,6 +347,7 @@ def _of_interaction(
         source=str(interaction.source),
         interaction_ids=[interaction.id],
         user=interaction.user,
+        tenant=interaction.tenant,
         metadata=interaction.metadata,
     )
     shown = [one for one in given if one.metric == Metric.DEMONSTRATION and one.value]

@@ -1,8 +1,8 @@
 """One improvement cycle: the whole story.
 
-    collect    failed interactions with feedback            store → cases.jsonl
-    build      the recipe asks the served model             cases → rows.jsonl, drops.jsonl
-    screen     firewall, duplicates, flags                  rows → rows.jsonl, drops.jsonl
+    collect    what the recipes can learn from              store, tables, corpus → cases.jsonl
+    build      each recipe asks the served model            → rows.jsonl, drops.jsonl
+    screen     firewall, secrets, duplicates, caps          rows → rows.jsonl, quarantine.jsonl
     dataset    split by task, lineage                       rows → train.jsonl, held_out.jsonl
     train      LoRA in a process of its own                 → adapter/, registered as code@vN
     evaluate   champion and candidate, same tasks           → outcomes.jsonl
@@ -30,8 +30,7 @@ from typing import Protocol
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from improver import collect, dataset, decide, evaluate, release, screen, trainer
-from improver.attempts import Judge
+from improver import cookbook, dataset, decide, evaluate, release, screen, trainer
 from improver.benchmarks.base import Task
 from improver.benchmarks.builtin import Builtin
 from improver.benchmarks.mbpp import TaskFile
@@ -39,8 +38,9 @@ from improver.errors import CycleError, FirewallError, ImproverError, NotEnough
 from improver.firewall import Firewall
 from improver.policy import Policy
 from improver.progress import Show
-from improver.recipes.base import Recipe, Tools
-from improver.recipes.ilf import Control, Ilf, Options
+from improver.recipes.base import Built, Tools
+from improver.recipes.ilf import Control, Ilf
+from improver.trace import Runner
 from improver.types import (
     Arm,
     Case,
@@ -122,7 +122,7 @@ class Means:
     store: Store
     registry: Registry
     policy: Policy
-    pool: Judge
+    pool: Runner
     resolve: Callable[[str], Model]
     environment: Mapping[str, str]
     show: Show
@@ -142,8 +142,9 @@ def start(store: Store, plan: Plan, cycles_dir: Path, *, trigger: str, state: Cy
         settings=plan.model_dump(mode="json"),
         directory=str(cycles_dir / cycle_id),
     )
-    make_recipe(plan.improver)
-    if Control(plan.improver.ilf.control) is not Control.FEEDBACK and not plan.dry_run:
+    recipes = cookbook.names(plan.improver.recipe)
+    control = Control(plan.improver.ilf.control)
+    if Ilf.name in recipes and control is not Control.FEEDBACK and not plan.dry_run:
         raise CycleError(
             f"improver.ilf.control = {plan.improver.ilf.control} is for comparison only: --dry-run"
         )
@@ -177,8 +178,8 @@ class CycleRun:
         self.means = means
         self.workspace = Workspace(Path(cycle.directory))
         self._stages = (
-            ("collect", "looking for failures with feedback", self._collect),
-            ("build", "asking the model for refinements", self._build),
+            ("collect", "looking for what can be learned from", self._collect),
+            ("build", "asking the model for rows", self._build),
             ("screen", "checking every row", self._screen),
             ("dataset", "splitting, writing lineage", self._dataset),
             ("train", "training the adapter", self._train),
@@ -212,56 +213,85 @@ class CycleRun:
     # --- the stages --------------------------------------------------------------------------
 
     async def _collect(self, directory: Path) -> Json:
-        ilf = self.plan.improver.ilf
-        found = await asyncio.to_thread(
-            collect.collect_cases,
+        settings = self.plan.improver
+        recipes = cookbook.names(settings.recipe)
+        material, report = await asyncio.to_thread(
+            cookbook.gather,
+            recipes,
             self.means.store,
-            limit=ilf.max_interactions,
-            machine_feedback=ilf.machine_feedback,
+            settings,
+            before=self.cycle.created_at,
             keep=not self.plan.dry_run,
         )
-        write_lines(directory / "cases.jsonl", found.cases)
-        if len(found.cases) < ilf.min_rows:
-            raise NotEnough(
-                f"{len(found.cases)} failed interactions with feedback, {ilf.min_rows} are wanted "
-                f"(improver.ilf.min_rows); {found.looked_at} failures looked at, "
-                f"left out: {dict(found.skipped) or 'none'}"
-            )
-        return found.report()
+        write_lines(directory / "cases.jsonl", material.cases)
+        lacks = {name: cookbook.missing(name, settings, material, report) for name in recipes}
+        left_out = {name: why for name, why in lacks.items() if why is not None}
+        if len(left_out) == len(recipes):
+            raise NotEnough("; ".join(left_out.values()))
+        taken = [name for name in recipes if name not in left_out]
+        return {"recipes": taken, "left_out": left_out, **report}
 
     async def _build(self, directory: Path) -> Json:
-        cases = self._cases()
+        settings = self.plan.improver
+        recipes = self._recipes()
+        material, _ = await asyncio.to_thread(
+            cookbook.gather,
+            recipes,
+            self.means.store,
+            settings,
+            before=self.cycle.created_at,
+            cases=self._cases(),
+        )
+        built: dict[str, Built] = {}
+        reports: Json = {}
         with Journal(directory / "journal.jsonl") as journal:
-            tools = Tools(
-                policy=self.means.policy,
-                pool=self.means.pool,
-                firewall=self._firewall(),
-                journal=journal,
-                seed=self.plan.improver.train.seed,
-                on_case=self._counter(len(cases), "cases"),
-            )
-            built = await make_recipe(self.plan.improver).build(cases, tools)
-        write_lines(directory / "rows.jsonl", built.rows)
-        write_lines(directory / "drops.jsonl", built.drops)
-        dropped = Counter(drop.reason for drop in built.drops)
-        return {"rows": len(built.rows), "dropped": dict(dropped), **built.report}
+            for name in recipes:
+                began = time.monotonic()
+                recipe = cookbook.make_recipe(name, settings, material, self.means.pool)
+                items = cookbook.items(name, settings, material)
+                tools = Tools(
+                    policy=self.means.policy,
+                    pool=self.means.pool,
+                    firewall=self._firewall(),
+                    journal=journal,
+                    seed=settings.train.seed,
+                    on_case=self._counter(items, name),
+                )
+                built[name] = await recipe.build(material.cases, tools)
+                reports[name] = _told(built[name], time.monotonic() - began)
+        rows = [row for found in built.values() for row in found.rows]
+        drops = [drop for found in built.values() for drop in found.drops]
+        write_lines(directory / "rows.jsonl", rows)
+        write_lines(directory / "drops.jsonl", drops)
+        return {"rows": len(rows), "dropped": _reasons(drops), "by_recipe": reports}
 
     async def _screen(self, directory: Path) -> Json:
         rows = list(read_lines(self.workspace.stage("build") / "rows.jsonl", Row))
-        found = await asyncio.to_thread(screen.screen, rows, self._specs(rows), self._firewall())
+        chosen = self.plan.improver.screen
+        caps = screen.Caps(
+            per_user=chosen.rows_per_user,
+            per_tenant=chosen.rows_per_tenant,
+            per_task=chosen.rows_per_task,
+            distrusted=frozenset(chosen.distrusted_users),
+        )
+        found = await asyncio.to_thread(
+            screen.screen, rows, self._specs(rows), self._firewall(), caps
+        )
         write_lines(directory / "rows.jsonl", found.rows)
         write_lines(directory / "drops.jsonl", found.drops)
+        write_lines(directory / "quarantine.jsonl", found.quarantine)
         return found.report
 
     async def _dataset(self, directory: Path) -> Json:
         rows = list(read_lines(self.workspace.stage("screen") / "rows.jsonl", Row))
         drops = [
             drop
-            for stage in ("build", "screen")
-            for drop in read_lines(self.workspace.stage(stage) / "drops.jsonl", Drop)
+            for place in ("build/drops", "screen/drops", "screen/quarantine")
+            for drop in read_lines(self.workspace.stage(f"{place}.jsonl"), Drop)
         ]
         dataset.keep_lineage(self.means.store, self.cycle.id, rows, drops)
-        dataset.require(rows, self.plan.improver.ilf.min_rows, drops)
+        least = {name: cookbook.least_rows(name, self.plan.improver) for name in self._recipes()}
+        dataset.require(rows, least, drops)
         settings = self.plan.improver.train
         made = dataset.split(rows, held_out_share=settings.held_out_share, seed=settings.seed)
         dataset.write(directory, made)
@@ -382,9 +412,22 @@ class CycleRun:
     def _cases(self) -> list[Case]:
         return list(read_lines(self.workspace.stage("collect") / "cases.jsonl", Case))
 
+    def _recipes(self) -> list[str]:
+        """The recipes that take part."""
+        taken: list[str] = self.workspace.report("collect")["recipes"]
+        return taken
+
     def _specs(self, rows: Sequence[Row]) -> dict[str, Spec]:
-        specs = {case.interaction_id: case.spec for case in self._cases()}
-        return {row.id: parse_spec(specs[row.interaction_ids[0]]) for row in rows}
+        """The specification each row was accepted by, hidden part included.
+
+        A row that was made for a specification of its own says it; others have their request's.
+        """
+        asked = {case.interaction_id: case.spec for case in self._cases()}
+        found: dict[str, Spec] = {}
+        for row in rows:
+            own = row.provenance.get("spec")
+            found[row.id] = parse_spec(asked[row.interaction_ids[0]] if own is None else own)
+        return found
 
     def _tasks(self) -> list[Task]:
         """The target's tasks."""
@@ -520,25 +563,18 @@ class CycleRun:
         return {"action": "cycle", "cycle_id": self.cycle.id, "stage": self.cycle.stage}
 
 
-def make_recipe(settings: ImproverSettings) -> Recipe:
-    """Return the recipe of a name.
+def _told(built: Built, seconds: float) -> Json:
+    """The numbers of one recipe."""
+    return {
+        "rows": len(built.rows),
+        "dropped": _reasons(built.drops),
+        "build_s": round(seconds, 2),
+        **built.report,
+    }
 
-    Raises:
-        CycleError: there is none.
-    """
-    if settings.recipe != Ilf.name:
-        raise CycleError(f"no recipe {settings.recipe!r}; known is {Ilf.name}")
-    ilf = settings.ilf
-    control = Control(ilf.control)
-    return Ilf(
-        Options(
-            samples=ilf.samples,
-            temperature=ilf.temperature,
-            max_answer_tokens=ilf.max_answer_tokens,
-            demonstrations=ilf.demonstrations and control is Control.FEEDBACK,
-            control=control,
-        )
-    )
+
+def _reasons(drops: Sequence[Drop]) -> dict[str, int]:
+    return dict(Counter(drop.reason for drop in drops))
 
 
 def code_version() -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -19,6 +19,11 @@ from ops.records import DatasetRow, Json
 from ops.store import Store
 
 LEAST_HELD_OUT = 2
+HELP = {
+    "ilf": "More failed requests with hidden examples and comments would help.",
+    "gift4code": "More tables would help (--tables), or requests with visible examples.",
+    "inverse_instruct": "More code that is right would help (--corpus), or accepted answers.",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,26 +49,36 @@ def split(rows: Sequence[Row], *, held_out_share: float, seed: int) -> Dataset:
     report = {
         "train": len(train),
         "held_out": len(held_out),
+        "by_recipe": dict(Counter(row.recipe for row in rows)),
         "by_origin": dict(Counter(str(row.origin) for row in rows)),
-        "by_feedback": dict(Counter(str(row.provenance.get("feedback_source")) for row in rows)),
+        "by_feedback": dict(
+            Counter(words for row in rows if (words := row.provenance.get("feedback_source")))
+        ),
     }
     return Dataset(train=train, held_out=held_out, report=report)
 
 
-def require(rows: Sequence[Row], least: int, drops: Sequence[Drop]) -> None:
+def require(rows: Sequence[Row], least: Mapping[str, int], drops: Sequence[Drop]) -> None:
     """Refuse to train on too little.
+
+    Args:
+        rows: what is left.
+        least: how many rows are wanted of each recipe that took part, were it alone; together
+            they need no more than the most modest of them.
+        drops: what was lost on the way.
 
     Raises:
         NotEnough: says how many rows there are, how many are wanted, and where the others went.
     """
-    if len(rows) >= least:
+    recipe, wanted = min(least.items(), key=lambda item: item[1])
+    if len(rows) >= wanted:
         return
     reasons = Counter(drop.reason for drop in drops).most_common(3)
     lost = "; ".join(f"{count} times {reason!r}" for reason, count in reasons)
     raise NotEnough(
-        f"{len(rows)} training rows, {least} are wanted (improver.ilf.min_rows)"
+        f"{len(rows)} training rows, {wanted} are wanted (improver.{recipe}.min_rows)"
         + (f"; dropped: {lost}" if lost else "")
-        + ". More failed requests with hidden examples and comments would help."
+        + f". {' '.join(HELP[name] for name in least if name in HELP)}"
     )
 
 

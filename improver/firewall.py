@@ -8,6 +8,11 @@ A task is recognised by its id, its text (letters, digits and operators only, ca
 function name together with its first check, its reference program (comments, layout and names of
 variables aside), or by shingles: word bigrams of the text and 5-grams of code tokens, Jaccard
 similarity of 0.6 or more (computed exactly: a few hundred tasks need no MinHash to be quick).
+
+Likeness of wholes misses a task that stands inside something longer. So everything in a row, its
+earlier messages and its answer too, is searched for a task's text, for most of its word 4-grams,
+and for its checks as they would be written; and of a program each function is compared by itself.
+(Magicoder's script, which Inverse-Instruct uses, arXiv 2407.05700, searches for substrings only.)
 """
 
 from __future__ import annotations
@@ -17,8 +22,10 @@ import hashlib
 import io
 import keyword
 import re
+import textwrap
 import tokenize
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from improver.errors import FirewallError
@@ -32,6 +39,13 @@ CODE_GRAM = 5
 LEAST_TEXT_SHINGLES = 6
 LEAST_CODE_SHINGLES = 12
 """Below this many shingles likeness says nothing: every `return x + y` is like every other."""
+PART_GRAM = 4
+LEAST_PARTS = 6
+CONTAINED = 0.7
+"""Of a text's 4-grams: one word changed in twenty leaves so many. Lower, and what all tasks of a
+collection begin with ("Write a function to find the …") would be most of the short ones."""
+LEAST_CALL_CHARS = 12
+DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +80,10 @@ class Firewall:
         self._code: dict[str, str] = {}
         self._text_shingles: list[tuple[frozenset[str], str]] = []
         self._code_shingles: list[tuple[frozenset[str], str]] = []
+        self._phrases: dict[str, str] = {}
+        self._parts: dict[str, list[str]] = {}
+        self._part_counts: dict[str, int] = {}
+        self._calls: dict[str, dict[str, str]] = {}
         self.size = 0
         for exam in exams:
             self._learn(exam)
@@ -77,9 +95,18 @@ class Firewall:
         self._texts[normal_text(exam.text)] = name
         for check in spec_checks(exam.spec):
             self._checks[check] = name
+            called, bracket, _ = check.partition("(")
+            if bracket and len(written := _squeezed(check)) >= LEAST_CALL_CHARS:
+                self._calls.setdefault(called, {})[written] = name
         shingles = text_shingles(exam.text)
         if len(shingles) >= LEAST_TEXT_SHINGLES:
             self._text_shingles.append((shingles, name))
+            self._phrases[f" {normal_text(exam.text)} "] = name
+        parts = word_grams(exam.text, PART_GRAM)
+        if len(parts) >= LEAST_PARTS:
+            self._part_counts[name] = len(parts)
+            for part in parts:
+                self._parts.setdefault(part, []).append(name)
         if exam.reference is not None:
             tokens = code_tokens(exam.reference)
             if tokens is None:
@@ -90,7 +117,13 @@ class Firewall:
                 self._code_shingles.append((grams, name))
 
     def check(
-        self, *, text: str, spec: Spec, program: str, task_ids: Iterable[str] = ()
+        self,
+        *,
+        text: str,
+        spec: Spec,
+        program: str,
+        task_ids: Iterable[str] = (),
+        around: Iterable[str] = (),
     ) -> Hit | None:
         """Tell whether a training row touches the examination.
 
@@ -99,6 +132,7 @@ class Firewall:
             spec: the request's specification, hidden part included.
             program: the answer that would be trained.
             task_ids: names under which the task is known elsewhere.
+            around: everything else that would be trained: earlier messages, the whole answer.
 
         Returns:
             The first thing found, or None where the row is clean.
@@ -125,6 +159,41 @@ class Firewall:
             return Hit(reason="similar text", exam_id=name)
         if name := _similar(code_shingles(tokens), LEAST_CODE_SHINGLES, self._code_shingles):
             return Hit(reason="similar program", exam_id=name)
+        return self._inside("\n".join((text, program, *around))) or self._function(program)
+
+    def _inside(self, whole: str) -> Hit | None:
+        """A task that stands somewhere in a longer text."""
+        words = f" {normal_text(whole)} "
+        for phrase, name in self._phrases.items():
+            if phrase in words:
+                return Hit(reason="contains text", exam_id=name)
+        found = Counter(
+            name for part in word_grams(whole, PART_GRAM) for name in self._parts.get(part, ())
+        )
+        for name, count in found.most_common():
+            if count >= CONTAINED * self._part_counts[name]:
+                return Hit(reason="contains most of a text", exam_id=name)
+        squeezed = _squeezed(whole)
+        for called, calls in self._calls.items():
+            if f"{called}(" not in squeezed:
+                continue
+            for call, name in calls.items():
+                if call in squeezed:
+                    return Hit(reason="contains a check", exam_id=name)
+        return None
+
+    def _function(self, program: str) -> Hit | None:
+        """A reference program that stands among others."""
+        for source in _functions(program):
+            tokens = code_tokens(source)
+            if tokens is None:
+                return Hit(reason="not comparable", exam_id="a function is not Python by itself")
+            grams = code_shingles(tokens)
+            name = self._code.get(_digest(tokens))
+            if name and len(grams) >= LEAST_CODE_SHINGLES:
+                return Hit(reason="contains program", exam_id=name)
+            if name := _similar(grams, LEAST_CODE_SHINGLES, self._code_shingles):
+                return Hit(reason="contains a similar program", exam_id=name)
         return None
 
 
@@ -139,8 +208,30 @@ def _words(text: str) -> list[str]:
 
 def text_shingles(text: str) -> frozenset[str]:
     """Bigrams of words."""
+    return word_grams(text, TEXT_GRAM)
+
+
+def word_grams(text: str, count: int) -> frozenset[str]:
+    """All runs of so many words."""
     words = _words(text)
-    return frozenset(" ".join(words[i : i + TEXT_GRAM]) for i in range(len(words) - TEXT_GRAM + 1))
+    return frozenset(" ".join(words[i : i + count]) for i in range(len(words) - count + 1))
+
+
+def _squeezed(text: str) -> str:
+    """Text without layout and case; both kinds of quotes are one."""
+    return "".join(text.split()).lower().replace('"', "'")
+
+
+def _functions(program: str) -> Iterator[str]:
+    """The functions of a module as programs of their own; nothing where it is only one function."""
+    tree = parse_bounded(program)
+    nodes = [node for node in ast.walk(tree) if isinstance(node, DEFINITIONS)] if tree else []
+    if tree is None or len(tree.body) == len(nodes) == 1:
+        return
+    for node in nodes:
+        source = ast.get_source_segment(program, node, padded=True)
+        if source is not None:
+            yield textwrap.dedent(source)
 
 
 def code_tokens(program: str) -> list[str] | None:

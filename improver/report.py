@@ -40,36 +40,101 @@ def _counts(counts: Json) -> str:
 
 
 def _collect(section: Json) -> list[str]:
-    return [
-        f"{section['cases']} failed interactions with feedback "
-        f"({_counts(section['by_feedback'])}; {_counts(section['by_source'])})",
-        *([f"left out: {_counts(section['skipped'])}"] if section["skipped"] else []),
-    ]
+    lines = []
+    if failures := section.get("failures"):
+        lines.append(
+            f"{failures['cases']} failed interactions with feedback "
+            f"({_counts(failures['by_feedback'])}; {_counts(failures['by_source'])})"
+            + _left_out(failures)
+        )
+    if contexts := section.get("contexts"):
+        lines.append(f"{contexts['contexts']} tables and logged calls" + _left_out(contexts))
+    if snippets := section.get("snippets"):
+        lines.append(
+            f"{snippets['snippets']} programs known to be right ({snippets['with_instruction']} "
+            f"with a request, {snippets['with_checks']} with checks)" + _left_out(snippets)
+        )
+    lines += [f"{name} is left out: {why}" for name, why in section["left_out"].items()]
+    return lines
+
+
+def _left_out(section: Json) -> str:
+    return f"; left out: {_counts(section['skipped'])}" if section["skipped"] else ""
 
 
 def _build(section: Json) -> list[str]:
-    control = section.get("control", "feedback")
+    writers = {"ilf": _ilf, "gift4code": _gift4code, "inverse_instruct": _inverse_instruct}
+    lines = []
+    for name, part in section["by_recipe"].items():
+        first, *others = writers[name](part)
+        lines.append(f"{name}: {part['rows']} rows {first}")
+        lines += [f"  {line}" for line in others]
+        lines.append(f"  dropped: {_counts(part['dropped'])}")
+    return lines
+
+
+def _ilf(part: Json) -> list[str]:
+    control = part["control"]
     return [
+        f"({_counts(part['rows_by_origin'])}) out of "
+        f"{part['samples']} samples; {part['refinements_passed']} refinements passed, "
+        f"{part['cases_refined']} of {part['cases']} cases refined "
+        f"({_counts(part['cases_refined_by_feedback'])})",
         *([f"a control, not the recipe: {control}"] if control != "feedback" else []),
-        f"{section['rows']} rows ({_counts(section['rows_by_origin'])}) out of "
-        f"{section['samples']} samples; {section['refinements_passed']} refinements passed, "
-        f"{section['cases_refined']} of {section['cases']} cases refined "
-        f"({_counts(section['cases_refined_by_feedback'])})",
-        f"passed the visible but not the hidden checks: {section['passed_visible_but_not_hidden']}",
-        f"dropped: {_counts(section['dropped'])}",
+        f"passed the visible but not the hidden checks: {part['passed_visible_but_not_hidden']}",
     ]
+
+
+def _gift4code(part: Json) -> list[str]:
+    kinds = _counts({f"with {kind}": n for kind, n in part["rows_by_spec_kind"].items()})
+    return [
+        f"({part['rows_synthetic']} made, {part['rows_replayed']} replayed; {kinds}) out of "
+        f"{part['contexts']} of {part['contexts_offered']} contexts",
+        f"{part.get('intents', 0)} intents, {part.get('programs', 0)} programs, "
+        f"{_percent(part['executable_share'])} of the distinct ones ran; "
+        f"{part['rows_before_choice']} rows before the choice, {part['api_signatures']} different "
+        "sets of APIs after it",
+    ]
+
+
+def _inverse_instruct(part: Json) -> list[str]:
+    judged = [
+        f"{judge['judge']} tells right from mutated with AUC {judge['auc']} "
+        f"{judge['interval_95']} over {judge['programs']} programs"
+        for judge in part["judges"]
+        if judge["auc"] is not None
+    ]
+    return [
+        f"({part['rows_self_made']} self-made, {part['rows_trusted']} trusted) out of "
+        f"{part['snippets_usable']} usable of {part['snippets']} programs",
+        f"{part['summaries_usable']} of {part['summaries_asked']} summaries usable; chosen by "
+        f"{part['selection']} ({_counts(part['selected_by'])}); trained {part['order']}",
+        *judged,
+    ]
+
+
+def _percent(share: float | None) -> str:
+    return "none" if share is None else f"{share:.0%}"
 
 
 def _screen(section: Json) -> list[str]:
     flagged = section["flagged_holding_expected_values"]
     return [
         f"{section['rows']} rows kept against {section['examination_tasks']} examination tasks; "
-        f"dropped: {_counts(section['dropped'])}; {flagged} flagged"
+        f"dropped: {_counts(section['dropped'])}; {flagged} flagged",
+        *(
+            [f"in quarantine (screen/quarantine.jsonl): {_counts(section['quarantined'])}"]
+            if section["quarantined"]
+            else []
+        ),
     ]
 
 
 def _dataset(section: Json) -> list[str]:
-    return [f"{section['train']} rows to learn from, {section['held_out']} held out"]
+    return [
+        f"{section['train']} rows to learn from, {section['held_out']} held out "
+        f"({_counts(section['by_recipe'])})"
+    ]
 
 
 def _train(section: Json) -> list[str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field, fields
-from enum import StrEnum
+from enum import IntEnum, StrEnum
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -36,6 +36,7 @@ class Case:
     feedback_source: str
     source: str
     user: str | None = None
+    tenant: str | None = None
     demonstration: str | None = None
     demonstration_ids: list[str] = field(default_factory=list)
     metadata: dict[str, str] = field(default_factory=dict)
@@ -56,11 +57,22 @@ class Origin(StrEnum):
     """A corpus of code that the operator brought."""
 
 
+class Phase(IntEnum):
+    """When a row is trained: `provenance["phase"]`. Rows without one come last."""
+
+    SELF_MADE = 1
+    """Pairs of the model's own making."""
+    TRUSTED = 2
+    """What people asked and wrote, and what was proved by running it."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Row:
     """One training example: the prompt as it is served, and the answer that should come.
 
-    `provenance` says how it came about: model, sampling, verdict, where the words come from.
+    `provenance` says how it came about: model, sampling, verdict, where the words come from. Three
+    of its entries steer what is done with the row: `spec`, the specification in its prompt where
+    that is not its request's; `phase` and `epochs`, when and how often it is trained.
     """
 
     id: str

@@ -1,7 +1,7 @@
 """The command line: `journeyman COMMAND`.
 
 Starts what runs (`up`, `serve`, `improver`), hands what the other packages do to their own
-commands (`improve`, `import`, `sandbox`), and reads and moves what the store and the
+commands (`improve`, `eval`, `import`, `sandbox`), and reads and moves what the store and the
 registry hold. Other packages are started by command and never imported. Errors of `ops` become one
 line and exit status 1, bad usage and bad settings 2.
 """
@@ -155,7 +155,7 @@ def demo(context: typer.Context) -> None:
 
 @app.command(context_settings=PASS_ON, add_help_option=False)
 def improve(context: typer.Context, data_dir: DataDir = None, config: ConfigFile = None) -> None:
-    """Run one improvement cycle: --recipe ilf, --tasks FILE, --resume CYCLE."""
+    """Run one improvement cycle; `--help` after it lists its options."""
     _become(_settings(config, data_dir), services.IMPROVER, ["improve", *context.args])
 
 
@@ -163,6 +163,12 @@ def improve(context: typer.Context, data_dir: DataDir = None, config: ConfigFile
 def import_(context: typer.Context, data_dir: DataDir = None, config: ConfigFile = None) -> None:
     """Bring interactions of another model with their feedback into the store: FILE."""
     _become(_settings(config, data_dir), services.IMPROVER, ["import", *context.args])
+
+
+@app.command("eval", context_settings=PASS_ON, add_help_option=False)
+def eval_(context: typer.Context, data_dir: DataDir = None, config: ConfigFile = None) -> None:
+    """Put a benchmark to a model: BENCHMARK, --model NAME, --spec KIND, --samples, --limit."""
+    _become(_settings(config, data_dir), services.IMPROVER, ["eval", *context.args])
 
 
 @app.command(context_settings=PASS_ON, add_help_option=False)

@@ -125,7 +125,9 @@ class TrainSettings(Section):
     alpha: int = Field(32, ge=1)
     dropout: float = Field(0.0, ge=0, lt=1)
     learning_rate: float = Field(2e-4, gt=0)
-    epochs: int = Field(2, ge=1)
+    epochs: int = Field(
+        2, ge=1, description="passes over rows whose recipe does not say how many (only one does)"
+    )
     batch_rows: int = Field(8, ge=1, description="rows per optimiser step")
     max_tokens: int = Field(1024, ge=64, description="longest row; longer ones are dropped")
     seed: int = 7
@@ -151,6 +153,88 @@ class IlfSettings(Section):
     )
 
 
+class SourceSettings(Section):
+    """What recipes start from beside the record."""
+
+    tables: Path | None = Field(
+        None, description="directory of CSV files: what GIFT4Code sets its tasks on"
+    )
+    tables_licence: str | None = Field(None, description="noted on rows made of the tables")
+    corpus: Path | None = Field(
+        None,
+        description="folder of .py and .jsonl files, or one of them: code that is right, learned "
+        "by Inverse-Instruct and replayed by GIFT4Code",
+    )
+    corpus_licence: str | None = Field(
+        None, description="noted on rows made of the corpus, where a line of it names none"
+    )
+    max_requests: int = Field(
+        2000, ge=0, description="logged requests looked at for tables, calls and right answers"
+    )
+
+
+class Gift4CodeSettings(Section):
+    """Learning to obey specifications. Defaults are GIFT4Code's (arXiv 2402.08073) where known."""
+
+    min_rows: int = Field(8, ge=1, description="a cycle with fewer rows to learn from is skipped")
+    max_contexts: int = Field(40, ge=1, description="tables and calls used in one cycle")
+    intents: int = Field(6, ge=1, description="tasks asked for each context (the paper: 6)")
+    programs: int = Field(5, ge=1, description="programs sampled for each task (the paper: 5)")
+    temperature: float = Field(0.8, ge=0)
+    max_answer_tokens: int = Field(256, ge=16)
+    kept_per_intent: int = Field(2, ge=1, description="the most rows of one task")
+    per_signature: int = Field(3, ge=1, description="the most rows that call the same APIs")
+    summaries: int = Field(3, ge=1, description="summaries asked until one holds")
+    replay_share: float = Field(
+        2 / 3, ge=0, lt=1, description="part of all rows that is replayed code (the paper: 2/3)"
+    )
+    spec_dropout: float = Field(
+        0.25, ge=0, le=1, description="part of made rows without a spec; the kinds share the rest"
+    )
+
+
+class InverseInstructSettings(Section):
+    """Learning from code. Defaults are those of Inverse-Instruct (arXiv 2407.05700) where known."""
+
+    min_rows: int = Field(8, ge=1, description="a cycle with fewer rows to learn from is skipped")
+    max_snippets: int = Field(400, ge=1, description="programs used in one cycle")
+    summaries: int = Field(
+        10, ge=0, description="instructions sampled for each program (the paper: 10)"
+    )
+    temperature: float = Field(0.8, ge=0)
+    max_summary_tokens: int = Field(256, ge=16)
+    top_k: int = Field(1, ge=1, description="instructions kept of each program (the paper: 1)")
+    selection: Literal["auto", "judge", "likelihood", "execution", "random"] = Field(
+        "auto", description="auto: the model's own Yes or No (the paper), if better than chance"
+    )
+    prompt_logprobs: bool = Field(
+        False, description="allow the likelihood judge; it has killed vLLM 0.32 on a CPU with LoRA"
+    )
+    order: Literal["self_made_first", "trusted_first", "mixed"] = Field(
+        "self_made_first", description="order of training; the others are the paper's controls"
+    )
+    run_snippets: bool = Field(True, description="leave out programs that fail in the sandbox")
+    bare_share: float = Field(
+        0.5, ge=0, le=1, description="part of programs whose docstrings are taken out"
+    )
+    calibration: int = Field(40, ge=0, description="programs the judge is tried on")
+    round_trips: int = Field(2, ge=1, description="programs written to judge one instruction")
+    max_answer_tokens: int = Field(384, ge=16)
+
+
+class ScreenSettings(Section):
+    """The last look at rows before they are trained on."""
+
+    rows_per_user: int = Field(200, ge=1, description="the most rows that come from one user")
+    rows_per_tenant: int | None = Field(
+        None, ge=1, description="the most rows that come from one tenant; unset: no limit"
+    )
+    rows_per_task: int = Field(4, ge=1, description="the most rows of one task or program")
+    distrusted_users: tuple[str, ...] = Field(
+        (), description="users whose rows go into quarantine, for a person to look at"
+    )
+
+
 class GateSettings(Section):
     """The examination of a candidate."""
 
@@ -169,10 +253,16 @@ class ImproverSettings(Section):
 
     server_url: str | None = Field(None, description="unset: the server of these settings")
     schedule: str | None = Field("0 3 * * *", description="cron of the nightly cycle; unset: none")
-    recipe: str = "ilf"
+    recipe: str = Field(
+        "ilf", description="ilf, gift4code, inverse_instruct, or all: each that has enough data"
+    )
+    sources: SourceSettings = SourceSettings()
     nice: int = Field(10, ge=0, le=19, description="added niceness of the training process")
     train: TrainSettings = TrainSettings()
     ilf: IlfSettings = IlfSettings()
+    gift4code: Gift4CodeSettings = Gift4CodeSettings()
+    inverse_instruct: InverseInstructSettings = InverseInstructSettings()
+    screen: ScreenSettings = ScreenSettings()
     gate: GateSettings = GateSettings()
 
 
@@ -193,6 +283,9 @@ class Settings(BaseSettings):
     )
 
     data_dir: Path = Field(default_factory=default_data_dir)
+    benchmarks_dir: Path | None = Field(
+        None, description="where the rows of benchmarks lie, for `journeyman eval`; none ship"
+    )
     log_format: Literal["auto", "json", "text"] = Field(
         "auto", description="auto: text in a terminal, JSON elsewhere"
     )

@@ -314,6 +314,7 @@ def make_row(case: Case, spec: Spec, program: str, origin: Origin, provenance: J
             "feedback_source": case.feedback_source,
             "source": case.source,
             "user": case.user,
+            "tenant": case.tenant,
             "hidden_checks": _count(spec.hidden()),
             "visible_checks": _count(spec.visible()),
             "metadata": case.metadata,

@@ -43,15 +43,14 @@ from improver.recipes.base import (
     messages_sha256,
 )
 from improver.trace import Runner
-from improver.types import Drop, Row, from_json, to_json
+from improver.types import Drop, Phase, Row, from_json, to_json
 from ops.records import Json
 from sandbox.errors import SandboxError
 from sandbox.spec import Spec, derive_spec
 from sandbox.syntax import parse_bounded
 from sandbox.types import INFRASTRUCTURE, Verdict
 
-SELF_MADE, TRUSTED = 1, 2
-"""Phases of training; the trainer takes them in this order."""
+SELF_MADE, TRUSTED = int(Phase.SELF_MADE), int(Phase.TRUSTED)
 EPOCHS = {SELF_MADE: 1, TRUSTED: 2}
 
 OPENINGS = (
@@ -671,6 +670,7 @@ def _row(snippet: Snippet, messages: list[Json], code: str, phase: int, provenan
             "source": snippet.source,
             "licence": snippet.licence,
             "user": snippet.user,
+            "tenant": snippet.tenant,
             "spec": snippet.spec.to_json(),
             "metadata": snippet.metadata,
             **provenance,

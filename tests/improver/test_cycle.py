@@ -5,24 +5,27 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from improver import importer, report
+from improver import cookbook, importer, report
 from improver.benchmarks.builtin import Builtin
 from improver.cycle import CycleRun, Means, Plan, start
 from improver.errors import CycleError
 from improver.policy import Policy
-from improver.types import TrainJob, to_json
+from improver.types import Origin, Phase, Row, TrainJob, read_lines, to_json
 from ops.models import Model
 from ops.records import AdapterState, Alias, Cycle, CycleState, Feedback, Metric, Source
 from ops.registry import Registry
 from ops.settings import GateSettings, IlfSettings, ImproverSettings, TrainSettings
 from ops.store import Store
+from sandbox.pool import Pool
+from sandbox.spec import extend_prompt, parse_spec
 from tests.improver.conftest import BASE, ExecJudge, StubServer
 
 EXAMPLES = Path(__file__).parents[2] / "ops" / "examples" / "feedback.jsonl"
@@ -94,7 +97,7 @@ class World:
     store: Store
     registry: Registry
     server: StubServer
-    judge: ExecJudge
+    judge: Any
     directory: Path
     right: dict[str, str]
     champion_knows: Callable[[str], bool] = lambda name: False
@@ -102,6 +105,7 @@ class World:
 
     def plan(self, **changes: Any) -> Plan:
         settings = ImproverSettings(
+            **changes.pop("improver", {}),
             train=TrainSettings(held_out_share=0.2),
             ilf=IlfSettings(samples=2, **changes.pop("ilf", {})),
             gate=GateSettings(**changes.pop("gate", {})),
@@ -176,7 +180,7 @@ async def test_a_better_candidate_is_trained_and_promoted(world: World) -> None:
     assert adapter.lineage["code"]
     states = [t.to_state for t in world.store.transitions(1)]
     assert states == [AdapterState.BUILT, AdapterState.EXAMINED, AdapterState.CHAMPION]
-    built = cycle.report["build"]
+    built = cycle.report["build"]["by_recipe"]["ilf"]
     assert built["rows"] + sum(
         count for reason, count in built["dropped"].items() if reason.startswith("examination")
     ) == len(world.right)
@@ -349,7 +353,7 @@ async def test_a_control_is_for_comparison_only(world: World) -> None:
     with pytest.raises(CycleError, match="for comparison only"):
         world.start(ilf={"control": "shuffled"})
     cycle = await world.run(world.start(dry_run=True, ilf={"control": "none"}))
-    assert cycle.report["build"]["control"] == "none"
+    assert cycle.report["build"]["by_recipe"]["ilf"]["control"] == "none"
     assert "a control, not the recipe: none" in report.render(cycle)
 
 
@@ -414,4 +418,166 @@ async def test_feedback_on_an_erased_choice_is_no_case(world: World) -> None:
     assert moved
     world.store.delete_feedback(moved[0].id)
     cycle = await world.run(world.start())
-    assert cycle.report["collect"]["cases"] == len(world.right) - 1
+    assert cycle.report["collect"]["failures"]["cases"] == len(world.right) - 1
+
+
+# --- the other recipes ---------------------------------------------------------------------------
+
+GAMES = "team,points,pace\n" + "".join(
+    f"{team},{points},{points / 2 + place}\n"
+    for place, (team, points) in enumerate(zip("rbrgbrgb", (3, 1, 4, 1, 5, 9, 2, 6), strict=True))
+)
+SET = {
+    "How many points has every team in all?": (
+        'sums = df.groupby("team")["points"].sum().reset_index()'
+    ),
+    "Give the average pace for every single team.": (
+        'averages = df.pivot_table(index="team", values="pace")'
+    ),
+    "Which rows have a pace above the median one?": "fast = df[df.pace > df.pace.median()]",
+    "Sort all the games by points, best one first.": (
+        'best = df.sort_values(["points", "pace"], ascending=False).reset_index(drop=True)'
+    ),
+}
+
+
+def write_corpus(path: Path, count: int) -> Path:
+    """Programs with a request and asserts, none like another."""
+    rows = [
+        {
+            "instruction": f"Write scale{n}, which is known from the old library, number {n}.",
+            "code": f"def scale{n}(items, other{n}=None):\n    found{n} = {{}}\n"
+            + "".join(f"    found{n}[{n * 7 + k}] = items[{k}:] * {k + n}\n" for k in range(n + 1))
+            + f"    return found{n}\n",
+            "test_list": [f"assert {n * 7} in scale{n}([1, 2])"],
+            "licence": "MIT",
+        }
+        for n in range(2, 2 + count)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture
+async def workshop(world: World) -> AsyncIterator[World]:
+    """A world with a real sandbox, tables and a corpus, whose server answers all recipes."""
+
+    def answer(body: dict[str, Any], index: int) -> str:
+        asked = body["messages"][-1]["content"]
+        if "different tasks" in asked:
+            return "\n".join(f"Task {n}: {text}" for n, text in enumerate(SET, 1))
+        if "A program was written for this task" in asked:
+            return "One line for each of the teams, with what belongs to it in the other column."
+        if body.get("continue_final_message"):
+            return f" function that keeps the pieces of a list, variant {index}{len(asked)}."
+        for words, program in SET.items():
+            if f"Task: {words}" in asked:
+                return f"```python\n{program}\n```"
+        return world.answer(body, index) if NAME.search(asked) else "I do not know."
+
+    tables = world.directory / "tables"
+    tables.mkdir()
+    (tables / "games.csv").write_text(GAMES)
+    write_corpus(world.directory / "code.jsonl", 12)
+    world.server.script = answer
+    async with Pool(workers=2, recheck_s=0) as pool:
+        world.judge = pool
+        yield world
+
+
+def sources(world: World) -> dict[str, str]:
+    return {
+        "tables": str(world.directory / "tables"),
+        "corpus": str(world.directory / "code.jsonl"),
+        "tables_licence": "CC0",
+    }
+
+
+def kept(world: World, cycle: Cycle) -> list[Row]:
+    made = Path(cycle.directory) / "dataset"
+    return [r for name in ("train", "held_out") for r in read_lines(made / f"{name}.jsonl", Row)]
+
+
+async def test_gift4code_learns_from_tables(workshop: World) -> None:
+    chosen = {"recipe": "gift4code", "sources": sources(workshop)}
+    cycle = await workshop.run(workshop.start(improver=chosen, dry_run=True))
+    assert cycle.state is CycleState.SUCCEEDED, cycle.error
+    assert cycle.report["collect"]["contexts"]["contexts"] == 1
+    assert "failures" not in cycle.report["collect"], "it takes no cases"
+    rows = kept(workshop, cycle)
+    made = [row for row in rows if row.origin is Origin.SYNTHESIS]
+    assert {row.provenance["licence"] for row in made} == {"CC0"}
+    assert len(made) == 4
+    assert len(rows) == 12, "two replayed rows for each"
+    for row in made:
+        spec = parse_spec(row.provenance["spec"])
+        asked = row.messages[-1]["content"].split("\n\nSpecification:\n")[0]
+        # What the server would write for a user with this request and this specification.
+        assert row.messages[-1]["content"] == extend_prompt(asked, spec)
+    text = report.render(cycle)
+    assert "gift4code: 12 rows (4 made, 8 replayed" in text
+    assert "1 tables and logged calls" in text
+
+
+async def test_inverse_instruct_learns_from_a_corpus_and_the_record(workshop: World) -> None:
+    chosen = {
+        "recipe": "inverse_instruct",
+        "sources": sources(workshop),
+        "inverse_instruct": {"summaries": 2},
+    }
+    cycle = await workshop.run(workshop.start(improver=chosen, dry_run=True))
+    assert cycle.state is CycleState.SUCCEEDED, cycle.error
+    assert cycle.report["collect"]["snippets"]["by_licence"]["MIT"] == 12
+    assert cycle.report["collect"]["snippets"]["by_origin"]["demonstration"] == 20
+    rows = kept(workshop, cycle)
+    by_snippet = Counter(row.provenance["snippet"] for row in rows)
+    assert max(by_snippet.values()) == 2, "both pairs of a program, which are no duplicates"
+    phases = Counter(row.provenance["phase"] for row in rows)
+    assert phases[Phase.SELF_MADE] > 20
+    assert phases[Phase.TRUSTED] > 20
+    assert "inverse_instruct: " in report.render(cycle)
+
+
+async def test_all_recipes_make_one_dataset(workshop: World) -> None:
+    chosen = {"recipe": "all", "sources": sources(workshop), "inverse_instruct": {"summaries": 1}}
+    cycle = await workshop.run(workshop.start(improver=chosen))
+    assert cycle.state is CycleState.SUCCEEDED, cycle.error
+    assert cycle.report["collect"]["left_out"] == {}
+    rows = kept(workshop, cycle)
+    counted = Counter(row.recipe for row in rows)
+    assert counted == cycle.report["dataset"]["by_recipe"]
+    assert counted.keys() == set(cookbook.RECIPES)
+    assert len({(row.prompt_sha256, row.program_sha256) for row in rows}) == len(rows)
+    lineage = {row.row_id: row.recipe for row in workshop.store.dataset(cycle.id) if row.kept}
+    assert lineage == {row.id: row.recipe for row in rows}
+    assert workshop.registry.get(1).recipe == "all"
+
+
+async def test_all_leaves_out_what_has_too_little_and_says_so(workshop: World) -> None:
+    chosen = {"recipe": "all", "sources": sources(workshop), "inverse_instruct": {"summaries": 1}}
+    cycle = workshop.start(improver=chosen, ilf={"min_rows": 50}, dry_run=True)
+    cycle = await workshop.run(cycle)
+    assert cycle.state is CycleState.SUCCEEDED, cycle.error
+    assert cycle.report["collect"]["recipes"] == ["inverse_instruct", "gift4code"]
+    assert "20 failed interactions" in cycle.report["collect"]["left_out"]["ilf"]
+    assert {row.recipe for row in kept(workshop, cycle)} == {"inverse_instruct", "gift4code"}
+    assert "ilf is left out: 20 failed interactions" in report.render(cycle)
+
+
+async def test_a_recipe_without_material_ends_as_skipped(world: World) -> None:
+    for recipe, words in (("gift4code", "--tables"), ("inverse_instruct", "--corpus")):
+        least = {recipe: {"min_rows": 10_000}}
+        cycle = await world.run(world.start(improver={"recipe": recipe, **least}))
+        assert cycle.state is CycleState.SKIPPED
+        assert cycle.error is not None
+        assert words in cycle.error
+        assert f"improver.{recipe}.min_rows" in cycle.error
+    assert world.server.bodies == []
+
+
+async def test_a_missing_corpus_fails_by_its_name(world: World) -> None:
+    absent = {"corpus": str(world.directory / "absent.jsonl")}
+    chosen = {"recipe": "inverse_instruct", "sources": absent}
+    cycle = await world.run(world.start(improver=chosen))
+    assert cycle.state is CycleState.FAILED
+    assert "absent.jsonl" in str(cycle.error)

@@ -32,7 +32,10 @@ def test_options_go_over_the_settings(tmp_path: Path) -> None:
     found = options(
         *("--recipe", "ilf", "--tasks", str(tmp_path / "t.jsonl"), "--subset", "core60"),
         *("--samples", "9", "--learning-rate", "0.01", "--epochs", "5"),
+        *("--tables", str(tmp_path), "--corpus", "code.jsonl"),
     ).improver
+    assert found.sources.tables == tmp_path
+    assert found.sources.corpus == Path("code.jsonl").resolve()
     assert found.gate.tasks == tmp_path / "t.jsonl"
     assert found.gate.subset == "core60"
     assert found.ilf.samples == 9

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,10 @@ from improver.dataset import drop_from_lineage, keep_lineage, require, split, wr
 from improver.errors import FirewallError, NotEnough
 from improver.firewall import Exam, Firewall
 from improver.recipes.ilf import make_row
-from improver.screen import ROWS_PER_USER, Screened, screen
-from improver.types import Case, Drop, Origin, Row, read_lines
+from improver.screen import Caps, Screened, screen
+from improver.types import Case, Drop, Origin, Row, read_lines, to_json
 from ops.records import CycleState
+from ops.redaction import scrub_text
 from ops.store import Recording, Store
 from sandbox.spec import Example, Spec
 from tests.ops import records
@@ -50,8 +52,8 @@ def row(number: int, program: str | None = None, **changes: Any) -> Row:
     )
 
 
-def screened(*rows: Row, spec: Spec = SPEC) -> Screened:
-    return screen(rows, {r.id: spec for r in rows}, Firewall([EXAM]))
+def screened(*rows: Row, spec: Spec = SPEC, caps: Caps | None = None) -> Screened:
+    return screen(rows, {r.id: spec for r in rows}, Firewall([EXAM]), caps)
 
 
 def test_clean_rows_stay() -> None:
@@ -84,11 +86,96 @@ def test_near_duplicates_go() -> None:
     assert [d.reason for d in found.drops] == ["near-duplicate program"]
 
 
-def test_one_user_does_not_drown_the_others() -> None:
-    rows = [row(n, user="ada") for n in range(ROWS_PER_USER + 3)]
-    found = screened(*rows, row(9999, user="bob"))
-    assert len(found.rows) == ROWS_PER_USER + 1
-    assert found.report["dropped"] == {"too many rows of one user": 3}
+def of_snippet(made: Row, snippet: str, phase: int) -> Row:
+    return replace(made, provenance={**made.provenance, "snippet": snippet, "phase": phase})
+
+
+LONG = (
+    "def f(x):\n    total = 0\n    for i in range(x):\n        total += i * i\n    return total\n"
+)
+
+
+def test_two_requests_for_one_program_of_a_corpus_are_no_duplicates() -> None:
+    rows = [of_snippet(row(n, LONG), "s1", n) for n in (1, 2)]
+    other = of_snippet(row(3, LONG), "s2", 1)
+    found = screened(*rows, other)
+    assert [r.id for r in found.rows] == [r.id for r in rows]
+    assert [(d.reason, d.row and d.row.id) for d in found.drops] == [
+        ("near-duplicate program", other.id)
+    ]
+
+
+def test_what_is_trusted_stays_where_two_are_alike() -> None:
+    made, trusted = of_snippet(row(1, LONG), "s1", 1), of_snippet(row(2, LONG), "s2", 2)
+    found = screened(made, trusted)
+    assert [r.id for r in found.rows] == [trusted.id]
+
+
+@pytest.mark.parametrize(
+    ("caps", "reason"),
+    [
+        (Caps(per_user=2), "too many rows of one user"),
+        (Caps(per_tenant=2), "too many rows of one tenant"),
+        (Caps(per_task=2), "too many rows of one task"),
+    ],
+)
+def test_no_source_drowns_the_others(caps: Caps, reason: str) -> None:
+    rows = [
+        replace(
+            made := row(n, user="ada" if n < 5 else "bob"),
+            task="t" if n < 5 else "u",
+            provenance={**made.provenance, "tenant": "a" if n < 5 else "b"},
+        )
+        for n in range(6)
+    ]
+    found = screened(*rows, caps=caps)
+    assert [r.id for r in found.rows] == [rows[n].id for n in (0, 1, 5)]
+    assert found.report["dropped"] == {reason: 3}
+
+
+def test_nobody_named_is_under_no_cap() -> None:
+    found = screened(*(row(n) for n in range(3)), caps=Caps(per_user=1, per_tenant=1))
+    assert len(found.rows) == 3
+
+
+# Put together at run time, so that no scanner takes this file for a leak.
+SECRET = "AKIA" + "IOSFODNN7ABCDEFG"
+
+
+@pytest.mark.parametrize("place", ["text", "program"])
+def test_a_row_with_a_secret_goes_into_quarantine_without_it(place: str) -> None:
+    held = f"def f(x):\n    key = '{SECRET}'\n    return key\n"
+    bad = row(1, text=f"Use {SECRET}.") if place == "text" else row(1, held)
+    found = screened(bad, row(2))
+    assert [r.id for r in found.rows] == [row(2).id]
+    assert found.drops == []
+    [drop] = found.quarantine
+    assert (drop.reason, drop.detail) == ("holds a secret", "aws_key")
+    assert SECRET not in json.dumps(to_json(drop))
+    assert found.report["quarantined"] == {"holds a secret": 1}
+
+
+def test_a_mark_may_be_asked_about_but_not_learned() -> None:
+    mark = scrub_text(f"'{SECRET}'")
+    found = screened(
+        row(1, text=f"Why is {mark} refused?"), row(2, f"def f(x):\n    return {mark}")
+    )
+    assert [r.id for r in found.rows] == [row(1, text=f"Why is {mark} refused?").id]
+    assert [d.detail for d in found.quarantine] == ["redacted"]
+
+
+def test_rows_of_users_who_are_not_trusted_are_kept_apart() -> None:
+    found = screened(
+        row(1, user="eve"), row(2, user="ada"), caps=Caps(distrusted=frozenset({"eve"}))
+    )
+    assert [r.provenance["user"] for r in found.rows] == ["ada"]
+    assert [(d.reason, d.detail) for d in found.quarantine] == [("user is not trusted", "eve")]
+
+
+def test_a_row_that_is_no_text_cannot_be_cleared() -> None:
+    picture = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]
+    found = screened(replace(row(1), messages=picture))
+    assert [d.reason for d in found.drops] == ["examination: not comparable"]
 
 
 def test_a_program_that_holds_its_expected_values_is_only_flagged() -> None:
@@ -112,8 +199,8 @@ def test_too_few_rows_say_what_is_missing() -> None:
     with pytest.raises(
         NotEnough, match=r"1 training rows, 8 are wanted.*4 times 'refinement fails'"
     ):
-        require([row(1)], 8, drops)
-    require([row(1)], 1, [])
+        require([row(1)], {"ilf": 8, "gift4code": 9}, drops)
+    require([row(1)], {"ilf": 1}, [])
 
 
 def test_the_files_and_the_lineage(store: Store, tmp_path: Path) -> None:

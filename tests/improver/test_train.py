@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ ROWS = [
     {
         "id": f"r{i}",
         "messages": [{"role": "user", "content": f"Write f{i}." + " Please." * (i % 4)}],
-        "answer": f"```python\ndef f{i}():\n    return {i}\n```",
+        "answer": f"```python\ndef f{i}():\n    return {i}\n```" + "\u2028" * (i == 5),
     }
     for i in range(12)
 ]
@@ -62,11 +63,19 @@ def job(tiny_model: Path) -> TrainJob:
     )
 
 
-def prepare(directory: Path, job: TrainJob, held_out: int = 3) -> Path:
+MADE, PROVED = {"phase": 1, "epochs": 1}, {"phase": 2, "epochs": 2}
+PHASED = [
+    {**row, "provenance": {} if n % 4 == 3 else (MADE, PROVED)[n % 2]} for n, row in enumerate(ROWS)
+]
+
+
+def prepare(
+    directory: Path, job: TrainJob, held_out: int = 3, rows_of: list[dict[str, Any]] = ROWS
+) -> Path:
     directory.mkdir(exist_ok=True)
     (directory / "job.json").write_text(json.dumps(to_json(job)))
-    for name, rows in (("train", ROWS[held_out:]), ("held_out", ROWS[:held_out])):
-        text = "".join(json.dumps(row) + "\n" for row in rows)
+    for name, rows in (("train", rows_of[held_out:]), ("held_out", rows_of[:held_out])):
+        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         (directory / f"{name}.jsonl").write_text(text)
     return directory
 
@@ -145,11 +154,14 @@ def test_the_loss_falls_and_all_is_left_behind(job: TrainJob, tmp_path: Path) ->
     assert result.accepted, result.reason
 
 
-def test_a_run_killed_at_any_step_ends_with_the_same_adapter(job: TrainJob, tmp_path: Path) -> None:
-    whole = prepare(tmp_path / "whole", job)
+@pytest.mark.parametrize("rows", [ROWS, PHASED], ids=["one phase", "two phases"])
+def test_a_run_killed_at_any_step_ends_with_the_same_adapter(
+    job: TrainJob, tmp_path: Path, rows: list[dict[str, Any]]
+) -> None:
+    whole = prepare(tmp_path / "whole", job, rows_of=rows)
     train.train(whole)
     for stop in (1, 5):
-        broken = prepare(tmp_path / f"broken{stop}", job)
+        broken = prepare(tmp_path / f"broken{stop}", job, rows_of=rows)
 
         def kill(line: dict[str, Any], stop: int = stop) -> None:
             if line["step"] > stop:
@@ -201,14 +213,53 @@ def test_without_held_out_rows_the_last_weights_count(job: TrainJob, tmp_path: P
 
 
 def test_steps_take_every_row_once_an_epoch() -> None:
-    lengths = [5, 90, 7, 80, 6, 85]
-    plan = train.plan_steps(lengths, epochs=2, batch_rows=3, seed=1)
+    rows = [train.Encoded([0] * length, 1) for length in (5, 90, 7, 80, 6, 85)]
+    found = train.plan_steps(rows, epochs=2, batch_rows=3, seed=1)
+    plan = found.steps
     assert len(plan) == 4
+    assert (found.last_phase, found.epoch) == (0, 2)
     for epoch in (plan[:2], plan[2:]):
         assert sorted(i for step in epoch for i in step) == list(range(6))
-    assert plan == train.plan_steps(lengths, epochs=2, batch_rows=3, seed=1)
+    assert found == train.plan_steps(rows, epochs=2, batch_rows=3, seed=1)
     # Rows of like length share a step.
     assert {frozenset(step) for step in plan} == {frozenset({0, 2, 4}), frozenset({1, 3, 5})}
+
+
+def test_what_is_trusted_comes_last_and_as_often_as_it_says() -> None:
+    told = [(2, 2), (1, 1), (2, None), (1, 1), (1, 2), (2, 1)]
+    rows = [train.Encoded([0] * 9, 1, phase, epochs) for phase, epochs in told]
+    plan = train.plan_steps(rows, epochs=3, batch_rows=2, seed=1)
+    order = [i for step in plan.steps for i in step]
+    assert [rows[i].phase for i in order] == [1] * 4 + [2] * 6
+    assert [order.count(i) for i in range(6)] == [2, 1, 3, 1, 2, 1]
+    assert plan.last_phase == 3
+    assert plan.epoch == 2
+
+
+def test_a_run_never_stops_before_the_last_phase(job: TrainJob, tmp_path: Path) -> None:
+    job = replace(job, epochs=30, learning_rate=0.3, dropout=0.0, patience=1)
+    rows = [
+        {**row, "provenance": {"phase": 1, "epochs": 12} if n % 2 else {"phase": 2}}
+        for n, row in enumerate(ROWS)
+    ]
+    report = train.train(prepare(tmp_path / "a", job, held_out=4, rows_of=rows))
+    last = report["steps_before_last_phase"]
+    looked = [line for line in report["curve"] if line["step"] <= last and "held_out_loss" in line]
+    assert any(b["held_out_loss"] > a["held_out_loss"] for a, b in pairwise(looked)), "it got worse"
+    assert report["stopped_early"]
+    assert last < report["best_step"] < report["steps"] < report["steps_planned"]
+    # Only what the last phase teaches is looked at.
+    assert report["held_out_rows"] == 2
+    assert report["rows_by_phase"] == {1: 4, 2: 4}
+
+
+@pytest.mark.parametrize("told", [{"phase": 0}, {"phase": "2"}, {"epochs": 0}, {"epochs": True}])
+def test_a_row_with_a_senseless_place_is_refused(
+    job: TrainJob, tmp_path: Path, told: dict[str, Any]
+) -> None:
+    rows = [*ROWS[:5], {**ROWS[5], "provenance": told}]
+    with pytest.raises(TrainingError, match="row r5: phase"):
+        train.train(prepare(tmp_path / "a", job, rows_of=rows))
 
 
 def test_microbatches_stay_below_their_limit() -> None:
