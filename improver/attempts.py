@@ -7,7 +7,6 @@ Recipes and the examination use it. A program that fails is a result; a sandbox 
 from __future__ import annotations
 
 import asyncio
-import hashlib
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
@@ -130,9 +129,3 @@ async def together(coroutines: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         raise
-
-
-def program_sha256(program: str) -> str:
-    """The identity of a program, trailing blanks and empty ends aside."""
-    lines = [line.rstrip() for line in program.strip().splitlines()]
-    return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogatepass")).hexdigest()

@@ -22,13 +22,12 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 
-from improver.attempts import program_sha256
 from improver.errors import ImportFileError
 from improver.types import Origin
 from ops.records import Feedback, Interaction, Json, Metric
 from ops.store import Store
 from sandbox.errors import SpecError
-from sandbox.extract import extract_program
+from sandbox.extract import extract_program, program_sha256
 from sandbox.spec import Spec, Test, derive_spec, parse_spec
 from sandbox.syntax import parse_bounded
 

@@ -33,7 +33,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from improver.attempts import Judge, program_sha256
+from improver.attempts import Judge
 from improver.errors import ImportFileError
 from ops.errors import NotFound
 from ops.records import (
@@ -50,7 +50,7 @@ from ops.records import (
 )
 from ops.store import Recording, Store
 from sandbox.errors import SandboxError, SpecError
-from sandbox.extract import extract_program, program_for
+from sandbox.extract import extract_program, program_for, program_sha256
 from sandbox.spec import Example, Spec, literal_calls, parse_spec
 from sandbox.types import Verification
 

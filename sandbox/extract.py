@@ -8,6 +8,7 @@ time is linear in the length of the answer (of which the first 400,000 character
 from __future__ import annotations
 
 import ast
+import hashlib
 import re
 from dataclasses import dataclass
 
@@ -91,6 +92,15 @@ def program_for(text: str, spec: Spec) -> str | None:
     if source is None or spec.stdio or spec.cells or not (spec.examples or spec.tests):
         return source
     return without_trials(source)
+
+
+def program_sha256(program: str) -> str:
+    """The identity of a program: the digest of its lines, trailing blanks and empty ends aside.
+
+    Server and improver name programs by it, so that what was run can be told from what was learned.
+    """
+    text = "\n".join(line.rstrip() for line in program.split("\n")).strip("\n")
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def without_trials(source: str) -> str:

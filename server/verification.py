@@ -7,7 +7,6 @@ is decided here: of hidden examples their place and verdict, never their content
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from typing import Any, Protocol
 from ops import metrics
 from ops.records import Execution, Json, Source, new_id, now
 from sandbox.errors import SandboxError
-from sandbox.extract import program_for
+from sandbox.extract import program_for, program_sha256
 from sandbox.spec import Spec
 from sandbox.types import ExampleResult, Limits, Run, Tier, Verdict, Verification
 
@@ -172,8 +171,7 @@ class Judge:
         source = program_for(text, spec)
         if source is None:
             return None
-        digest = hashlib.sha256(source.encode("utf-8", "surrogatepass")).hexdigest()
-        return Program(source=source, sha256=digest)
+        return Program(source=source, sha256=program_sha256(source))
 
     async def run(
         self,

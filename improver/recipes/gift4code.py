@@ -22,7 +22,6 @@ from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from improver.attempts import program_sha256
 from improver.contexts import Context
 from improver.corpus import Snippet, draw
 from improver.errors import PolicyError, PolicyUnavailable
@@ -56,7 +55,7 @@ from improver.trace import SANDBOX, Rejected, Runner, Traced, api_names, settle,
 from improver.types import Drop, Origin, Row, from_json, to_json
 from ops.records import Json
 from sandbox.errors import SandboxError
-from sandbox.extract import extract_program
+from sandbox.extract import extract_program, program_sha256
 from sandbox.spec import Spec
 
 T = TypeVar("T")

@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Protocol
 
-from improver.attempts import SANDBOX_ERROR, Attempted, attempt, judge, program_sha256, together
+from improver.attempts import SANDBOX_ERROR, Attempted, attempt, judge, together
 from improver.errors import PolicyError, PolicyUnavailable
 from improver.policy import Sample
 from improver.recipes.base import (
@@ -36,6 +36,7 @@ from improver.recipes.base import (
 from improver.types import Case, Drop, Origin, Row, from_json, to_json
 from ops.records import Json
 from sandbox.errors import SpecError
+from sandbox.extract import program_sha256
 from sandbox.spec import Spec, extend_prompt, parse_spec, show_value
 from sandbox.values import decode
 

@@ -28,7 +28,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 
-from improver.attempts import attempt, program_sha256
+from improver.attempts import attempt
 from improver.corpus import Snippet
 from improver.errors import PolicyError, PolicyUnavailable
 from improver.firewall import jaccard, text_shingles
@@ -46,6 +46,7 @@ from improver.trace import Runner
 from improver.types import Drop, Phase, Row, from_json, to_json
 from ops.records import Json
 from sandbox.errors import SandboxError
+from sandbox.extract import program_sha256
 from sandbox.spec import Spec, derive_spec
 from sandbox.syntax import parse_bounded
 from sandbox.types import INFRASTRUCTURE, Verdict

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sandbox.extract import extract_program, program_for, without_trials
+from sandbox.extract import extract_program, program_for, program_sha256, without_trials
 from sandbox.spec import Spec
 
 F = "def f(x):\n    return x\n"
@@ -125,3 +125,14 @@ def test_the_function_that_tests_name_is_the_one_looked_for() -> None:
     )
     spec = Spec(tests=({"code": "assert f(1) == 1"},))
     assert program_for(text, spec) == "def f(x):\n    return x\n"
+
+
+@pytest.mark.parametrize("same", [F.strip(), f"\n\n{F}\n  \n", F.replace("\n", " \t\r\n")])
+def test_a_program_has_one_name_whatever_its_blank_ends(same: str) -> None:
+    assert program_sha256(same) == program_sha256(F)
+
+
+@pytest.mark.parametrize("other", [F.replace("x", "y"), F.replace("\n    ", "\n  "), "", "\ud800"])
+def test_other_programs_have_other_names(other: str) -> None:
+    assert program_sha256(other) != program_sha256(F)
+    assert program_sha256("x = 'a\u2028b'") != program_sha256("x = 'a\nb'")
