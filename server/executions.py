@@ -9,7 +9,6 @@ to no attempt, and `Store.executions` leaves it out unless it is asked for.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -23,6 +22,7 @@ from ops.errors import NotFound, StoreError
 from ops.records import Execution, Json, Source, new_id, now
 from sandbox import values
 from sandbox.errors import SandboxError, SpecError
+from sandbox.extract import program_sha256
 from sandbox.spec import Spec, parse_spec
 from sandbox.types import INFRASTRUCTURE, Limits, Run, Verdict
 from server.auth import FEEDBACK, Identity
@@ -198,7 +198,7 @@ def _reported(report: ExecutionReport, target: str | None, tenant: str) -> Execu
         source=Source.CLIENT,
         interaction_id=target,
         attempt_id=None,
-        program_sha256=_digest(report.code) if report.code is not None else "",
+        program_sha256=program_sha256(report.code) if report.code is not None else "",
         verdict=report.verdict,
         verified=False,
         passed=report.passed,
@@ -219,7 +219,7 @@ async def _run(
 ) -> tuple[Execution, Json]:
     """Run a program; return its row, and what is answered but not kept (the values)."""
     limits = _limits(given.limits, state.limits)
-    digest = _digest(given.code)
+    digest = program_sha256(given.code)
     if given.io_spec is not None:
         if given.calls or given.entry_point or given.stdin is not None:
             raise BadRequest("io_spec says itself what is called", param="io_spec")
@@ -304,10 +304,6 @@ def _row(run: Run, digest: str, target: str | None, tenant: str) -> Execution:
         stderr=run.stderr,
         tenant=tenant,
     )
-
-
-def _digest(code: str) -> str:
-    return hashlib.sha256(code.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def execution_public(row: Execution) -> Json:
