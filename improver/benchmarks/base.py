@@ -14,6 +14,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import dedent
 from typing import ClassVar, Protocol
 
 from improver.errors import BenchmarkError
@@ -102,7 +103,8 @@ class Task:
             benchmark=self.benchmark,
             text=self.text,
             spec=self.spec,
-            reference=self.reference,
+            # A part of a program may be indented: as Python it is compared without that.
+            reference=None if self.reference is None else dedent(self.reference),
         )
 
 
