@@ -571,9 +571,7 @@ class Store:
 
     # --- feedback ---------------------------------------------------------------------------
 
-    def put_feedback(
-        self, rows: Sequence[Feedback], *, ahead: Collection[str] = ()
-    ) -> list[str]:
+    def put_feedback(self, rows: Sequence[Feedback], *, ahead: Collection[str] = ()) -> list[str]:
         """Write feedback and return the ids it is kept under, in order.
 
         The same (target, metric, identifier, choice_index) overwrites the value and keeps the

@@ -40,13 +40,15 @@ from server import (
     health,
     interactions,
     jobs,
+    messages,
     models,
     releases,
+    responses,
     stored,
 )
 from server.adapters import Adapters
 from server.auth import Guarded, Key, Keys
-from server.calls import CHAT, EXECUTIONS, TEXT
+from server.calls import CHAT, COUNT_TOKENS, EXECUTIONS, MESSAGES, RESPONSES, TEXT
 from server.engine import Engine
 from server.errors import BadRequest, ServerError
 from server.forwarding import Forwarder
@@ -61,7 +63,7 @@ from server.verification import Checker, Judge
 
 log = logging.getLogger(__name__)
 
-INFERENCE = frozenset((CHAT, TEXT, EXECUTIONS))
+INFERENCE = frozenset((CHAT, TEXT, RESPONSES, MESSAGES, COUNT_TOKENS, EXECUTIONS))
 
 
 def create_app(
@@ -96,7 +98,8 @@ def create_app(
         redoc_url=None,
     )
     routes = (
-        *(chat, stored, completions, models, executions, feedback, events),
+        *(chat, stored, completions, responses, messages, models),
+        *(executions, feedback, events),
         *(interactions, releases, jobs, health, docs),
     )
     for module in routes:

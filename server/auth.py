@@ -35,6 +35,8 @@ OPEN_PATHS = frozenset(("/health", "/ready"))
 _SCOPE_OF = (
     ("/v1/chat/", INFERENCE),  # what a key has asked it may read again
     ("/v1/completions", INFERENCE),
+    ("/v1/responses", INFERENCE),
+    ("/v1/messages", INFERENCE),
     ("/v1/executions", INFERENCE),
     ("/v1/models", INFERENCE),
     ("/v1/feedback", FEEDBACK),
@@ -164,6 +166,8 @@ class Keys:
         if not self._holders:
             return LOCAL
         scheme, _, given = headers.get("authorization", "").partition(" ")
+        if not scheme and "x-api-key" in headers:  # Anthropic's clients
+            scheme, given = "bearer", headers["x-api-key"]
         if scheme.lower() != "bearer" or not given.strip():
             raise Unauthorized("an API key is needed: Authorization: Bearer …")
         digest = hashlib.sha256(given.strip().encode("utf-8", "surrogateescape")).digest()

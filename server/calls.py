@@ -24,9 +24,13 @@ Json = dict[str, Any]
 
 CHAT = "/v1/chat/completions"
 TEXT = "/v1/completions"
+RESPONSES = "/v1/responses"
+MESSAGES = "/v1/messages"
+COUNT_TOKENS = "/v1/messages/count_tokens"
 EXECUTIONS = "/v1/executions"
-_PREFIX = {CHAT: "chatcmpl-", TEXT: "cmpl-"}
-_NOT_PARAMS = frozenset(("model", "messages", "prompt", "stream", "stream_options", "user"))
+_PREFIX = {CHAT: "chatcmpl-", TEXT: "cmpl-", RESPONSES: "resp_", MESSAGES: "msg_"}
+_ASKED = ("messages", "prompt", "input", "instructions", "system")
+_NOT_PARAMS = frozenset((*_ASKED, "model", "stream", "stream_options", "user"))
 ID_HEADER = "x-journeyman-interaction-id"
 
 
@@ -77,6 +81,8 @@ class Call:
     def spend(self, usage: Json) -> None:
         """Count the tokens of the answer against the shares of who asked."""
         total = usage.get("total_tokens")
+        if total is None:  # Anthropic states no sum
+            total = (usage.get("input_tokens") or 0) + (usage.get("output_tokens") or 0)
         if isinstance(total, int):
             self.identity.spend(total)
 
@@ -86,6 +92,8 @@ class Call:
         answer["system_fingerprint"] = self.served.fingerprint
         answer["adapter"] = self.served.public
         answer["episode_id"] = self.episode_id
+        if self.endpoint == RESPONSES:
+            answer["metadata"] = self.envelope.metadata
         return answer
 
     def recording(
@@ -133,13 +141,22 @@ class Call:
 
 
 def _messages(endpoint: str, body: Json) -> list[Json]:
-    if endpoint == CHAT:
-        return list(body.get("messages") or [])
+    if endpoint in (CHAT, MESSAGES):
+        system = body.get("system") if endpoint == MESSAGES else None
+        return _system(system) + list(body.get("messages") or [])
+    if endpoint == RESPONSES:
+        given = body.get("input")
+        items = [{"role": "user", "content": given}] if isinstance(given, str) else given
+        return _system(body.get("instructions")) + list(items or [])
     prompt = body.get("prompt")
     message: Json = {"role": "user", "content": prompt}
     if body.get("suffix"):
         message["suffix"] = body["suffix"]
     return [message]
+
+
+def _system(content: Any) -> list[Json]:
+    return [{"role": "system", "content": content}] if content else []
 
 
 def compact(choice: Json) -> Json:

@@ -49,14 +49,15 @@ class ServerError(Exception):
         return {} if self.retry_after_s is None else {"Retry-After": str(self.retry_after_s)}
 
     def body(self) -> dict[str, Any]:
-        """The error in OpenAI's shape."""
+        """The error in OpenAI's shape, with the `type` at the top that Anthropic's has."""
         return {
+            "type": "error",
             "error": {
                 "message": self.message,
                 "type": self.type,
                 "param": self.param,
                 "code": self.code,
-            }
+            },
         }
 
 

@@ -11,12 +11,13 @@ import time
 from typing import Any
 
 from server.adapters import Adapters
-from server.calls import Call
+from server.calls import CHAT, TEXT, Call
+from server.dialects import choices_of, is_typed, relay_for
 from server.engine import Engine
 from server.errors import EngineRefusal, EngineUnavailable
 from server.recording import Recorder
 from server.replies import Exchange
-from server.sse import DONE, Tally, batches, encode, payload
+from server.sse import batches
 
 Json = dict[str, Any]
 
@@ -44,17 +45,30 @@ class Forwarder:
         except EngineRefusal as error:
             raise self._adapters.explain(call.served, error) from error
 
+    async def count(self, call: Call, exchange: Exchange) -> None:
+        """Pass on a request that generates nothing; nothing is recorded.
+
+        Raises:
+            EngineRefusal, EngineUnavailable: from the engine.
+        """
+        try:
+            answer = await self._engine.post(call.endpoint, call.upstream(), request_id=call.id)
+        except EngineRefusal as error:
+            raise self._adapters.explain(call.served, error) from error
+        await exchange.json(answer)
+
     async def _whole(self, call: Call, exchange: Exchange) -> None:
         asked = time.perf_counter()
         answer = await self._engine.post(call.endpoint, call.upstream(), request_id=call.id)
         call.engine_s = time.perf_counter() - asked
         call.stamp(answer)
-        await self._record(call, answer.get("choices") or [], answer.get("usage") or {})
+        choices = choices_of(call.endpoint, answer)
+        await self._record(call, choices, answer.get("usage") or {})
         await exchange.json(answer, headers=call.headers)
 
     async def _stream(self, call: Call, exchange: Exchange) -> None:
         body = call.upstream(stream=True)
-        if not call.envelope.include_usage:
+        if call.endpoint in (CHAT, TEXT) and not call.envelope.include_usage:
             # Asked for in any case, for the record; the extra chunk is kept from the client.
             body["stream_options"] = {
                 **(body.get("stream_options") or {}),
@@ -66,8 +80,8 @@ class Forwarder:
             call.announce(self._recorder)
         try:
             async with self._engine.stream(call.endpoint, body, request_id=call.id) as chunks:
-                await exchange.start(call.headers)
-                relay = _Relay(call)
+                await exchange.start(call.headers, typed=is_typed(call.endpoint))
+                relay = relay_for(call)
                 async for events in batches(chunks):
                     passed = b"".join(filter(None, map(relay.take, events)))
                     if passed:
@@ -78,8 +92,8 @@ class Forwarder:
             if not relay.done:
                 raise EngineUnavailable("the engine's stream broke off")
             if not relay.failed:
-                await self._record(call, relay.tally.choices, relay.tally.usage)
-            await exchange.write(relay.rest() + DONE)
+                await self._record(call, relay.choices, relay.usage)
+            await exchange.write(relay.rest())
             await exchange.finish()
         finally:
             self._recorder.settle(call.id)
@@ -88,50 +102,3 @@ class Forwarder:
         call.spend(usage)
         if call.envelope.store:
             await self._recorder.record(call.recording(choices=choices, usage=usage))
-
-
-class _Relay:
-    """Decides for each event of a stream whether it is passed on now, held back or dropped.
-
-    A chunk that finishes a choice may be the last one, which carries our stamp, so it waits for
-    the next event. Everything else goes at once, byte for byte.
-    """
-
-    def __init__(self, call: Call) -> None:
-        self._call = call
-        self._held: Json | None = None
-        self._held_raw = b""
-        self.tally = Tally()
-        self.done = False
-        self.failed = False
-
-    def take(self, event: bytes) -> bytes:
-        """Return the bytes to pass on now."""
-        if event == DONE:
-            self.done = True
-            return b""
-        chunk = payload(event)
-        if chunk is None:
-            return event
-        if "error" in chunk:
-            self.failed = True
-            return self._release() + event
-        self.tally.add(chunk)
-        choices = chunk.get("choices") or []
-        if not choices and "usage" in chunk and not self._call.envelope.include_usage:
-            return b""
-        if choices and all(part.get("finish_reason") is None for part in choices):
-            return self._release() + event
-        released = self._release()
-        self._held, self._held_raw = chunk, event
-        return released
-
-    def _release(self) -> bytes:
-        held, self._held, self._held_raw = self._held_raw, None, b""
-        return held
-
-    def rest(self) -> bytes:
-        """The last chunk, stamped."""
-        if self._held is None or self.failed:
-            return self._release()
-        return encode(self._call.stamp(self._held))

@@ -171,6 +171,56 @@ completion_docs: dict[str, Any] = {
 }
 
 
+def _passed_on(required: list[str], answer: dict[str, Any], **properties: Any) -> dict[str, Any]:
+    """The description of an endpoint whose answers are the engine's own."""
+    ok = {
+        "description": "The answer, or a stream of events.",
+        "content": {
+            "application/json": {"schema": answer},
+            "text/event-stream": {"schema": {"type": "string"}},
+        },
+    }
+    return {
+        "openapi_extra": _body(required, **properties),
+        "responses": {200: ok, **errors(400, 404, 413, 429, 503)},
+    }
+
+
+_STAMPED = {
+    "type": "object",
+    "required": ["id", "adapter", "system_fingerprint"],
+    "properties": {"id": {"type": "string"}, "adapter": {"type": "object"}},
+    "additionalProperties": True,
+}
+_CONVERSATION: dict[str, Any] = {
+    "type": "array",
+    "minItems": 1,
+    "items": {"type": "object"},
+}
+responses_docs = _passed_on(
+    ["model", "input"],
+    _STAMPED,
+    input={"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "object"}}]},
+    instructions={"type": ["string", "null"]},
+)
+messages_docs = _passed_on(
+    ["model", "messages", "max_tokens"],
+    _STAMPED,
+    messages=_CONVERSATION,
+    max_tokens={"type": "integer", "minimum": 1},
+    metadata={"type": ["object", "null"], "description": "`user_id` is the user"},
+)
+count_tokens_docs = _passed_on(
+    ["model", "messages"],
+    {
+        "type": "object",
+        "required": ["input_tokens"],
+        "properties": {"input_tokens": {"type": "integer"}},
+    },
+    messages=_CONVERSATION,
+)
+
+
 def _feedback() -> dict[str, Any]:
     one = _inline(FeedbackIn)
     batch = {

@@ -277,8 +277,9 @@ class ErrorDetail(BaseModel):
 
 
 class ErrorBody(BaseModel):
-    """Every error, in OpenAI's shape."""
+    """Every error, in OpenAI's shape, with the `type` at the top that Anthropic's has."""
 
+    type: Literal["error"] = "error"
     error: ErrorDetail
 
 

@@ -29,6 +29,7 @@ class Exchange:
     def __init__(self, send: Send) -> None:
         self._send = send
         self.started = False
+        self._typed = False
 
     async def json(
         self, body: Any, *, status: int = 200, headers: Mapping[str, str] | None = None
@@ -47,8 +48,9 @@ class Exchange:
             error.body(), status=error.status, headers={**(headers or {}), **error.headers}
         )
 
-    async def start(self, headers: Mapping[str, str]) -> None:
-        """Begin an event stream."""
+    async def start(self, headers: Mapping[str, str], *, typed: bool = False) -> None:
+        """Begin an event stream; `typed` when its events have names."""
+        self._typed = typed
         # Proxies that buffer would turn a stream into one late block.
         await self._start(
             200,
@@ -67,6 +69,13 @@ class Exchange:
                 await self._send({"type": "http.response.body", "body": data, "more_body": True})
         except TimeoutError as error:
             raise ClientDisconnect from error
+
+    async def fail(self, error: ServerError) -> None:
+        """End a stream that has begun with an error; no end marker of the stream follows."""
+        data = json.dumps(error.body(), separators=(",", ":")).encode()
+        name = b"event: error\n" if self._typed else b""
+        await self.write(name + b"data: " + data + b"\n\n")
+        await self.finish()
 
     async def finish(self) -> None:
         """End a stream."""
@@ -119,10 +128,7 @@ class Reply(Response):
             if not exchange.started:
                 await exchange.error(error, self._error_headers)
             else:
-                # No [DONE] follows, so that no client takes the stream for complete.
-                data = json.dumps(error.body(), separators=(",", ":")).encode()
-                await exchange.write(b"data: " + data + b"\n\n")
-                await exchange.finish()
+                await exchange.fail(error)
         except ClientDisconnect:
             return
 

@@ -37,6 +37,8 @@ async def batches(chunks: AsyncIterator[bytes]) -> AsyncIterator[list[bytes]]:
 
 def payload(event: bytes) -> Json | None:
     """The JSON object of an event; None for comments and for `[DONE]`."""
+    if event.startswith(b"event: "):
+        event = event.partition(b"\n")[2]
     if not event.startswith(b"data: {"):
         return None
     try:
@@ -46,10 +48,11 @@ def payload(event: bytes) -> Json | None:
     return value if isinstance(value, dict) else None
 
 
-def encode(value: Json) -> bytes:
+def encode(value: Json, *, name: str | None = None) -> bytes:
     """An event that carries a JSON object, spaced as the engine does it."""
+    head = f"event: {name}\n".encode() if name is not None else b""
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-    return b"data: " + text.encode("utf-8", "replace") + b"\n\n"
+    return head + b"data: " + text.encode("utf-8", "replace") + b"\n\n"
 
 
 class Tally:

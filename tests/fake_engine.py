@@ -141,6 +141,9 @@ class FakeEngine:
             Route("/v1/models", self._models),
             Route("/v1/chat/completions", self._chat, methods=["POST"]),
             Route("/v1/completions", self._completions, methods=["POST"]),
+            Route("/v1/responses", self._responses, methods=["POST"]),
+            Route("/v1/messages", self._messages, methods=["POST"]),
+            Route("/v1/messages/count_tokens", self._count_tokens, methods=["POST"]),
             Route("/v1/load_lora_adapter", self._load, methods=["POST"]),
             Route("/v1/unload_lora_adapter", self._unload, methods=["POST"]),
         ]
@@ -210,6 +213,68 @@ class FakeEngine:
             message = "suffix is only supported for models with FIM completion rendering"
             return _error(400, message, "BadRequestError", "suffix")
         return await self._answer(request, body, chat=False)
+
+    async def _responses(self, request: Request) -> Response:
+        body = await request.json()
+        refused = self._refused(request, body)
+        if refused is not None:
+            return refused
+        (text, tokens), *_ = self._texts(body, True)
+        whole = _response(body, text, len(tokens))
+        if not body.get("stream"):
+            return JSONResponse(whole)
+        return StreamingResponse(
+            self._typed(_response_events(body, whole, tokens)), media_type="text/event-stream"
+        )
+
+    async def _messages(self, request: Request) -> Response:
+        body = await request.json()
+        refused = self._refused(request, body)
+        if refused is not None:
+            error = json.loads(refused.body)["error"]
+            error = {"type": error["type"], "message": error["message"]}
+            return JSONResponse({"type": "error", "error": error}, refused.status_code)
+        (text, tokens), *_ = self._texts(body, True)
+        whole = {
+            "id": "chatcmpl-" + (request.headers.get("x-request-id") or "fake"),
+            "type": "message",
+            "role": "assistant",
+            "content": [{"type": "text", "text": text}],
+            "model": body["model"],
+            "stop_reason": "max_tokens" if len(tokens) >= body["max_tokens"] else "end_turn",
+            "usage": {"input_tokens": 10, "output_tokens": len(tokens)},
+        }
+        if not body.get("stream"):
+            return JSONResponse(whole)
+        return StreamingResponse(
+            self._typed(_message_events(whole, tokens)), media_type="text/event-stream"
+        )
+
+    async def _count_tokens(self, request: Request) -> Response:
+        body = await request.json()
+        refused = self._refused(request, body)
+        if refused is not None:
+            return refused
+        return JSONResponse({"input_tokens": 10, "context_management": None})
+
+    async def _typed(self, events: list[Json]) -> AsyncIterator[bytes]:
+        self.running += 1
+        try:
+            for sent, event in enumerate(events):
+                if self.token_delay_s:
+                    await asyncio.sleep(self.token_delay_s)
+                if self.break_stream_after is not None and sent >= self.break_stream_after:
+                    raise ConnectionResetError("scripted")
+                if self.error_event_after is not None and sent >= self.error_event_after:
+                    error = {"type": "internal_error", "message": "scripted"}
+                    yield b"event: error\n" + _event({"type": "error", "error": error})
+                    return
+                yield f"event: {event['type']}\n".encode() + _event(event)
+        except (asyncio.CancelledError, GeneratorExit):
+            self.aborted += 1
+            raise
+        finally:
+            self.running -= 1
 
     def _refused(self, request: Request, body: Json) -> Response | None:
         path = request.url.path
@@ -453,6 +518,80 @@ class FakeEngine:
         if last:
             part["stop_reason"] = None
         return {**part, "token_ids": None}
+
+
+def _response(body: Json, text: str, made: int) -> Json:
+    part = {"annotations": [], "text": text, "type": "output_text", "logprobs": None}
+    item = {"id": "msg_1", "content": [part], "role": "assistant", "status": "completed"}
+    return {
+        "id": body.get("request_id") or "resp_fake",
+        "created_at": int(time.time()),
+        "instructions": body.get("instructions"),
+        "metadata": body.get("metadata"),
+        "model": body["model"],
+        "object": "response",
+        "output": [{**item, "type": "message"}],
+        "parallel_tool_calls": True,
+        "status": "completed",
+        "tool_choice": "auto",
+        "tools": [],
+        "usage": {
+            "input_tokens": 10,
+            "input_tokens_details": {"cached_tokens": 0},
+            "output_tokens": made,
+            "output_tokens_details": {"reasoning_tokens": 0},
+            "total_tokens": 10 + made,
+        },
+    }
+
+
+def _response_events(body: Json, whole: Json, tokens: list[str]) -> list[Json]:
+    begun = {**whole, "output": [], "status": "in_progress", "usage": None}
+    item = whole["output"][0]
+    events: list[Json] = [
+        {"type": "response.created", "response": begun},
+        {"type": "response.in_progress", "response": begun},
+        {
+            "type": "response.output_item.added",
+            "item": {**item, "content": [], "status": "in_progress"},
+            "output_index": 0,
+        },
+    ]
+    place = {"item_id": item["id"], "content_index": 0, "output_index": 0}
+    empty = {**item["content"][0], "text": ""}
+    events.append({"type": "response.content_part.added", "part": empty, **place})
+    for token in tokens:
+        events.append(
+            {"type": "response.output_text.delta", "delta": token, "logprobs": [], **place}
+        )
+    text = item["content"][0]["text"]
+    events += [
+        {"type": "response.output_text.done", "text": text, "logprobs": [], **place},
+        {"type": "response.output_item.done", "item": item, "output_index": 0},
+        {"type": "response.completed", "response": whole},
+    ]
+    return [{**event, "sequence_number": number} for number, event in enumerate(events)]
+
+
+def _message_events(whole: Json, tokens: list[str]) -> list[Json]:
+    usage = {"input_tokens": 10, "output_tokens": 0}
+    begun = {**whole, "content": [], "stop_reason": None, "stop_sequence": None, "usage": usage}
+    ended = {"stop_reason": whole["stop_reason"], "stop_sequence": None}
+    return [
+        {"type": "message_start", "message": begun},
+        {"type": "content_block_start", "content_block": {"type": "text", "text": ""}, "index": 0},
+        *(
+            {
+                "type": "content_block_delta",
+                "delta": {"type": "text_delta", "text": token},
+                "index": 0,
+            }
+            for token in tokens
+        ),
+        {"type": "content_block_stop", "index": 0},
+        {"type": "message_delta", "delta": ended, "usage": whole["usage"]},
+        {"type": "message_stop"},
+    ]
 
 
 def _card(name: str, root: str, parent: str | None, max_model_len: int | None) -> Json:

@@ -17,6 +17,9 @@ ROUTES = {
     ("DELETE", "/v1/chat/completions/{completion_id}"),
     ("GET", "/v1/chat/completions/{completion_id}/messages"),
     ("POST", "/v1/completions"),
+    ("POST", "/v1/responses"),
+    ("POST", "/v1/messages"),
+    ("POST", "/v1/messages/count_tokens"),
     ("POST", "/v1/executions"),
     ("GET", "/v1/executions/{execution_id}"),
     ("GET", "/v1/models"),
@@ -51,6 +54,16 @@ OTHER_SPELLINGS = (
     "/v1/../invocations",
     "/%69nvocations",
     "/adapters/x",
+    "/v1/systemone",
+    "/generative_scoring",
+    "/scale_elastic_ep",
+    "/ping",
+    "/kv_event_sources",
+    "/v1/responses/resp_x",
+    "/v1/responses/resp_x/cancel",
+    "/v1/messages/render",
+    "/v1/responses/render",
+    "/v1/chat/completions/render/x",
 )
 
 
