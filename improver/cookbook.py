@@ -226,7 +226,10 @@ def _ilf(settings: ImproverSettings, material: Material, runner: Runner) -> Reci
             samples=chosen.samples,
             temperature=chosen.temperature,
             max_answer_tokens=chosen.max_answer_tokens,
-            demonstrations=chosen.demonstrations and control is Control.FEEDBACK,
+            demonstrations=chosen.demonstrations != "none" and control is Control.FEEDBACK,
+            demonstrations_per_refinement=(
+                chosen.demonstrations_per_refinement if chosen.demonstrations == "capped" else None
+            ),
             control=control,
         )
     )

@@ -148,8 +148,11 @@ class IlfSettings(Section):
     machine_feedback: bool = Field(
         True, description="derive feedback from failing visible examples where nobody gave any"
     )
-    demonstrations: bool = Field(
-        True, description="where no refinement passes, learn from a demonstration that does"
+    demonstrations: Literal["none", "capped", "all"] = Field(
+        "capped", description="where no refinement passes, learn from a demonstration that does"
+    )
+    demonstrations_per_refinement: float = Field(
+        1.0, ge=0, description="the most demonstrations for each refinement, where capped"
     )
 
 

@@ -148,6 +148,16 @@ def test_every_setting_reaches_its_recipe() -> None:
         assert same == set(), recipe
 
 
+@pytest.mark.parametrize(
+    ("chosen", "taken", "cap"), [("none", False, None), ("capped", True, 1.0), ("all", True, None)]
+)
+def test_people_may_be_left_out_capped_or_not(chosen: str, taken: bool, cap: float | None) -> None:
+    settings = ImproverSettings.model_validate({"ilf": {"demonstrations": chosen}})
+    made: Any = cookbook.make_recipe("ilf", settings, Material(), Runner())  # type: ignore[arg-type]
+    assert made._options.demonstrations is taken
+    assert made._options.demonstrations_per_refinement == cap
+
+
 def test_specs_are_dropped_for_a_share_and_the_kinds_share_the_rest() -> None:
     shares = cookbook.spec_shares(Gift4CodeSettings(spec_dropout=0.4))
     assert shares[SpecKind.NONE] == 0.4

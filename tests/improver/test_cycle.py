@@ -318,7 +318,7 @@ async def test_a_second_cycle_is_measured_against_the_champion(world: World) -> 
     await world.run(world.start())
     world.candidate_knows = lambda name: True
     world.server.bodies.clear()
-    cycle = await world.run(world.start(ilf={"demonstrations": False}))
+    cycle = await world.run(world.start(ilf={"demonstrations": "none"}))
     # The same rows make the same adapter: it is known, and nothing is to be decided.
     assert cycle.adapter_version == 1
     assert world.store.aliases()[Alias.CHAMPION] == 1
@@ -335,7 +335,7 @@ async def test_too_little_data_ends_as_skipped(world: World) -> None:
 
 async def test_too_few_rows_end_as_skipped_with_what_was_dropped(world: World) -> None:
     world.right = dict.fromkeys(world.right, "x = 1\n")
-    cycle = await world.run(world.start(ilf={"demonstrations": False}))
+    cycle = await world.run(world.start(ilf={"demonstrations": "none"}))
     assert cycle.state is CycleState.SKIPPED
     assert cycle.error is not None
     assert "refinement fails" in cycle.error

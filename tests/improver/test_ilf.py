@@ -180,7 +180,8 @@ async def test_a_demonstration_takes_the_place_of_refinements_that_fail(
 ) -> None:
     server.script = answers(WRONG)
     shown = case(demonstration=RIGHT, demonstration_ids=["d1"])
-    built = await build(server, judge, tmp_path, shown, samples=1)
+    uncapped = {"demonstrations_per_refinement": None}
+    built = await build(server, judge, tmp_path, shown, samples=1, **uncapped)
     assert built.rows[0].origin is Origin.DEMONSTRATION
     assert built.rows[0].feedback_ids == ["d1"]
     assert built.report["rows_by_origin"] == {"demonstration": 1}
@@ -191,6 +192,36 @@ async def test_a_demonstration_takes_the_place_of_refinements_that_fail(
     false = case(demonstration=WRONG, demonstration_ids=["d1"])
     built = await build(server, judge, tmp_path, false, samples=1)
     assert "demonstration fails" in [d.reason for d in built.drops]
+
+
+async def test_people_do_not_outnumber_the_model(
+    server: StubServer, judge: ExecJudge, tmp_path: Path
+) -> None:
+    def script(body: dict[str, Any], index: int) -> str:
+        return f"```python\n{RIGHT if 'Task 0.' in str(body) else WRONG}```"
+
+    server.script = script
+    cases = [
+        case(
+            interaction_id=f"i{n}",
+            messages=[{"role": "user", "content": f"Task {n}."}],
+            demonstration=RIGHT,
+            demonstration_ids=[f"d{n}"],
+        )
+        for n in range(6)
+    ]
+    built = await build(server, judge, tmp_path, *cases, samples=1)
+    assert built.report["rows_by_origin"] == {"refinement": 1, "demonstration": 1}
+    over = [d for d in built.drops if d.reason == "more demonstrations than allowed"]
+    assert len(over) == 4
+    assert all(d.row is not None for d in over)
+    again = await build(server, judge, tmp_path, *cases, samples=1)
+    assert again.rows == built.rows, "the same ones are drawn"
+    told = {"samples": 1, "demonstrations_per_refinement": 2.5}
+    more = await build(server, judge, tmp_path, *cases, **told)
+    assert more.report["rows_by_origin"] == {"refinement": 1, "demonstration": 2}
+    none = await build(server, judge, tmp_path, *cases[1:], samples=1)
+    assert none.rows == []
 
 
 async def test_a_row_that_touches_the_examination_is_dropped_with_the_row(
