@@ -93,6 +93,8 @@ class CycleState(StrEnum):
 
     QUEUED = "queued"
     """Asked for, not yet taken by an improver."""
+    PAUSED = "paused"
+    """Asked for, and held back by its user: no improver takes it."""
     RUNNING = "running"
     """Held by an improver whose lease is alive."""
     SUCCEEDED = "succeeded"

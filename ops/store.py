@@ -680,6 +680,24 @@ class Store:
             connection.execute(sa.update(cycles).where(cycles.c.id == cycle_id).values(**changes))
         return self.cycle(cycle_id)
 
+    def move_cycle(
+        self, cycle_id: str, allowed: Collection[CycleState], state: CycleState, **changes: Any
+    ) -> Cycle:
+        """Change a cycle's state if it is still one of `allowed`, and return the cycle.
+
+        Raises:
+            NotFound: there is none of that id.
+            Conflict: it is in another state; nothing was changed.
+        """
+        with self._write() as connection:
+            where = sa.and_(cycles.c.id == cycle_id, cycles.c.state.in_(list(allowed)))
+            statement = sa.update(cycles).where(where).values(state=state, **changes)
+            moved = connection.execute(statement).rowcount == 1
+        cycle = self.cycle(cycle_id)
+        if not moved:
+            raise Conflict(f"cycle {cycle_id} is {cycle.state}")
+        return cycle
+
     def cycle(self, cycle_id: str) -> Cycle:
         """Return one cycle.
 

@@ -34,9 +34,11 @@ from server import (
     chat,
     completions,
     docs,
+    evals,
     events,
     executions,
     feedback,
+    files,
     health,
     interactions,
     jobs,
@@ -58,7 +60,7 @@ from server.protocol import param_path
 from server.recording import Recorder
 from server.replies import Exchange
 from server.retention import Retention
-from server.state import State
+from server.state import Improvement, State
 from server.verification import Checker, Judge
 
 log = logging.getLogger(__name__)
@@ -100,7 +102,7 @@ def create_app(
     routes = (
         *(chat, stored, completions, responses, messages, models),
         *(executions, feedback, events),
-        *(interactions, releases, jobs, health, docs),
+        *(interactions, releases, jobs, files, evals, health, docs),
     )
     for module in routes:
         app.include_router(module.router)
@@ -183,6 +185,12 @@ async def _open(
         adapters=adapters,
         judge=judge,
         limits=_limits(settings.sandbox),
+        improvement=Improvement(
+            settings=settings.improver,
+            engine_model=settings.engine.model,
+            max_lora_rank=settings.engine.max_lora_rank,
+            cycles_dir=settings.cycles_dir,
+        ),
         forwarder=Forwarder(engine, recorder, adapters),
         generator=Generator(
             engine, judge, recorder, adapters, max_tokens=settings.server.spec_max_tokens

@@ -5,6 +5,7 @@ ServerError                      base; rendered by one handler (`server.app`)
 ├── Unauthorized          401    no API key, or one that is not known
 ├── Forbidden             403    the key does not reach that far
 ├── NotFoundError         404    no such model, interaction, feedback, adapter
+├── ConflictError         409    it is not in a state in which that can be done
 ├── TooLarge              413    the body is longer than the server takes
 ├── RateLimited           429    the key has used up its share for now
 ├── Unavailable           503    try again later (never the client's fault)
@@ -108,6 +109,14 @@ class NotFoundError(ServerError):
     status = 404
     type = "invalid_request_error"
     code = "not_found"
+
+
+class ConflictError(ServerError):
+    """What the request names is not in a state in which that can be done."""
+
+    status = 409
+    type = "invalid_request_error"
+    code = "wrong_state"
 
 
 class TooLarge(ServerError):

@@ -1,24 +1,32 @@
 """`/v1/fine_tuning/jobs`: improvement cycles in the words of OpenAI's fine-tuning API.
 
-To be read only: cycles are started by the improver, on its schedule or by `journeyman improve`.
-`succeeded` means that the cycle ran to its end; whether its adapter was promoted is told by
-`/v1/adapters`, because a rejected candidate is no failed job.
+A job that is created here is a queued cycle: the improver (`journeyman up` runs one) takes it when
+it is free. It learns from the record, so `training_file` is always `record`. `succeeded` means that
+the cycle ran to its end; whether its adapter was promoted is told by `/v1/evals`, because a
+rejected candidate is no failed job. Only what no improver has taken yet can be cancelled or paused.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from typing import Annotated, Any, TypeVar
+from collections.abc import Callable, Collection
+from functools import partial
+from typing import Annotated, Any, Literal, TypeVar
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter
+from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import Request
 
-from ops.errors import NotFound, StoreError
-from ops.records import Cycle, CycleEvent, CycleState, Json
+from ops.errors import Conflict, NotFound, StoreError
+from ops.records import Cycle, CycleEvent, CycleState, Json, new_id, now
+from ops.settings import ImproverSettings
 from ops.store import Store
-from server.errors import NotFoundError, RecordUnavailable
-from server.openapi import errors
+from server.adapters import ALIAS
+from server.errors import BadRequest, ConflictError, NotFoundError, RecordUnavailable
+from server.limits import read_json
+from server.listing import After, Limit, page
+from server.openapi import body_of, errors
+from server.protocol import checked_metadata, validated
 from server.state import State, current
 
 router = APIRouter(prefix="/v1/fine_tuning/jobs", tags=["fine-tuning"])
@@ -27,6 +35,7 @@ T = TypeVar("T")
 _PREFIX = "ftjob-"
 _STATUS = {
     CycleState.QUEUED: "queued",
+    CycleState.PAUSED: "paused",
     CycleState.RUNNING: "running",
     CycleState.SUCCEEDED: "succeeded",
     # OpenAI has no word for "there was too little to learn from"; `error` says it.
@@ -36,9 +45,7 @@ _STATUS = {
 }
 _LEVELS = {"warning": "warn", "warn": "warn", "error": "error", "critical": "error"}
 MAX_LISTED = 1000
-
-Limit = Annotated[int, Query(ge=1, le=100)]
-After = Annotated[str | None, Query(max_length=100)]
+RECIPES = ("ilf", "gift4code", "inverse_instruct", "all")
 
 
 @router.get("", responses=errors(400, 503))
@@ -46,7 +53,165 @@ async def list_jobs(request: Request, limit: Limit = 20, after: After = None) ->
     """List improvement cycles, newest first."""
     state = current(request)
     cycles = await _read(lambda: state.store.cycles(limit=MAX_LISTED))
-    return _page([_job(state, cycle) for cycle in cycles], limit, after)
+    return page([_job(state, cycle) for cycle in cycles], limit, after)
+
+
+class SupervisedIn(BaseModel):
+    """How it is trained; `auto` leaves it to the settings."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    n_epochs: Literal["auto"] | Annotated[int, Field(ge=1, le=100)] = "auto"
+    batch_size: Literal["auto"] | Annotated[int, Field(ge=1, le=1024)] = "auto"
+    learning_rate_multiplier: Literal["auto"] | Annotated[float, Field(gt=0, le=100)] = "auto"
+
+
+class MethodDetail(BaseModel):
+    """The part of a method that names its numbers."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    hyperparameters: SupervisedIn = SupervisedIn()
+
+
+class MethodIn(BaseModel):
+    """The method: supervised is the one there is."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    type: Literal["supervised"] = "supervised"
+    supervised: MethodDetail = MethodDetail()
+
+
+class JobIn(BaseModel):
+    """A cycle that is asked for."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: str = Field(min_length=1, max_length=200, description="`code`, or the base model")
+    training_file: Literal["record"] = Field(
+        description="cycles learn from what this server has recorded"
+    )
+    validation_file: None = None
+    suffix: Literal["code"] | None = None
+    seed: int | None = Field(None, ge=0, le=2**31 - 1)
+    metadata: dict[str, str] | None = Field(
+        None, description="`recipe`: ilf, gift4code, inverse_instruct or all; unset: the settings'"
+    )
+    method: MethodIn | None = None
+    hyperparameters: SupervisedIn | None = Field(None, description="OpenAI's older form")
+    integrations: list[Any] | None = Field(None, max_length=0)
+
+
+@router.post(
+    "",
+    openapi_extra=body_of(
+        JobIn,
+        examples={
+            "ilf": {"model": "code", "training_file": "record", "metadata": {"recipe": "ilf"}}
+        },
+    ),
+    responses=errors(400, 404, 413, 503),
+)
+async def create_job(request: Request) -> dict[str, Any]:
+    """Ask for an improvement cycle."""
+    state = current(request)
+    body = await read_json(request, state.settings.max_body_bytes)
+    given = validated(JobIn, body, "")
+    base = state.adapters.base
+    if given.model != ALIAS and (base is None or given.model != base.id):
+        raise NotFoundError(
+            f"The model `{given.model}` cannot be taught: `{ALIAS}` and the base model can.",
+            param="model",
+            code="model_not_found",
+        )
+    cycle = _queued(state, given)
+    await state.recorder.write(lambda: state.store.add_cycle(cycle))
+    return _job(state, cycle)
+
+
+def _queued(state: State, given: JobIn) -> Cycle:
+    settings = state.improvement.settings
+    metadata = checked_metadata(given.metadata)
+    recipe = metadata.get("recipe", settings.recipe)
+    if recipe not in RECIPES:
+        raise BadRequest(f"recipe is one of {', '.join(RECIPES)}", param="metadata.recipe")
+    wanted = given.method.supervised.hyperparameters if given.method else given.hyperparameters
+    train = settings.train.model_copy(update=_training(settings, wanted, given.seed))
+    improver = settings.model_copy(update={"recipe": recipe, "train": train})
+    cycle_id = new_id()
+    return Cycle(
+        id=cycle_id,
+        created_at=now(),
+        recipe=recipe,
+        trigger="api",
+        state=CycleState.QUEUED,
+        stage="",
+        settings={
+            "improver": improver.model_dump(mode="json"),
+            "engine_model": state.improvement.engine_model,
+            "max_lora_rank": state.improvement.max_lora_rank,
+        },
+        directory=str(state.improvement.cycles_dir / cycle_id),
+    )
+
+
+def _training(settings: ImproverSettings, wanted: SupervisedIn | None, seed: int | None) -> Json:
+    changes: Json = {} if seed is None else {"seed": seed}
+    if wanted is None:
+        return changes
+    if wanted.n_epochs != "auto":
+        changes["epochs"] = wanted.n_epochs
+    if wanted.batch_size != "auto":
+        changes["batch_rows"] = wanted.batch_size
+    if wanted.learning_rate_multiplier != "auto":
+        rate = settings.train.learning_rate * wanted.learning_rate_multiplier
+        changes["learning_rate"] = rate
+    return changes
+
+
+@router.post("/{job_id}/cancel", responses=errors(404, 409, 503))
+async def cancel_job(request: Request, job_id: str) -> dict[str, Any]:
+    """Cancel a cycle that no improver has taken yet."""
+    return await _move(
+        request,
+        job_id,
+        (CycleState.QUEUED, CycleState.PAUSED),
+        CycleState.CANCELLED,
+        finished_at=now(),
+        error="cancelled by request",
+    )
+
+
+@router.post("/{job_id}/pause", responses=errors(404, 409, 503))
+async def pause_job(request: Request, job_id: str) -> dict[str, Any]:
+    """Hold back a cycle that no improver has taken yet."""
+    return await _move(request, job_id, (CycleState.QUEUED,), CycleState.PAUSED)
+
+
+@router.post("/{job_id}/resume", responses=errors(404, 409, 503))
+async def resume_job(request: Request, job_id: str) -> dict[str, Any]:
+    """Queue a paused cycle again, or a failed one, which goes on where it failed."""
+    allowed = (CycleState.PAUSED, CycleState.FAILED)
+    changes = {"error": None, "finished_at": None}
+    return await _move(request, job_id, allowed, CycleState.QUEUED, **changes)
+
+
+async def _move(
+    request: Request,
+    job_id: str,
+    allowed: Collection[CycleState],
+    to: CycleState,
+    **changes: Any,
+) -> Json:
+    state = current(request)
+    move = partial(state.store.move_cycle, _bare(job_id), allowed, to, **changes)
+    try:
+        return _job(state, await state.recorder.write(move))
+    except NotFound as error:
+        raise NotFoundError(str(error), param="job_id") from error
+    except Conflict as error:
+        raise ConflictError(str(error), param="job_id") from error
 
 
 @router.get("/{job_id}", responses=errors(404, 503))
@@ -63,7 +228,7 @@ async def list_events(
     """List what happened in a cycle, newest first."""
     store = current(request).store
     events = await _read(lambda: _of(store, _bare(job_id), store.events))
-    return _page([_event(event) for event in reversed(events)], limit, after)
+    return page([_event(event) for event in reversed(events)], limit, after)
 
 
 @router.get("/{job_id}/checkpoints", responses=errors(400, 404, 503))
@@ -73,7 +238,7 @@ async def list_checkpoints(
     """List the adapters a cycle has made: the last one, or none."""
     store = current(request).store
     cycle = await _read(lambda: store.cycle(_bare(job_id)))
-    return _page(_checkpoints(cycle), limit, after)
+    return page(_checkpoints(cycle), limit, after)
 
 
 async def _read(call: Callable[[], T]) -> T:
@@ -94,20 +259,13 @@ def _bare(job_id: str) -> str:
     return job_id.removeprefix(_PREFIX)
 
 
-def _page(rows: list[Json], limit: int, after: str | None) -> Json:
-    start = next((i + 1 for i, row in enumerate(rows) if row["id"] == after), 0)
-    data = rows[start : start + limit]
-    return {
-        "object": "list",
-        "data": data,
-        "first_id": data[0]["id"] if data else None,
-        "last_id": data[-1]["id"] if data else None,
-        "has_more": len(rows) > start + limit,
-    }
-
-
 def _job(state: State, cycle: Cycle) -> Json:
     base = state.adapters.base
+    train = (cycle.settings.get("improver") or {}).get("train") or {}
+    chosen = {
+        "n_epochs": train.get("epochs", "auto"),
+        "batch_size": train.get("batch_rows", "auto"),
+    }
     error = None
     if cycle.error is not None or cycle.state is CycleState.SKIPPED:
         message = cycle.error or str(cycle.report.get("reason") or "there was too little to learn")
@@ -122,12 +280,13 @@ def _job(state: State, cycle: Cycle) -> Json:
         "fine_tuned_model": _name(cycle),
         "organization_id": "local",
         "status": _STATUS[cycle.state],
-        "training_file": f"cycle-{cycle.id}",
+        "training_file": f"file-{cycle.id}-train",
         "validation_file": None,
-        "result_files": [],
+        "result_files": [f"file-{cycle.id}-report"] if cycle.report else [],
         "trained_tokens": None,
-        "seed": 0,
-        "hyperparameters": {},
+        "seed": train.get("seed", 0),
+        "method": {"type": "supervised", "supervised": {"hyperparameters": chosen}},
+        "hyperparameters": chosen,
         "integrations": [],
         "metadata": {"recipe": cycle.recipe, "trigger": cycle.trigger, "stage": cycle.stage},
         "error": error,

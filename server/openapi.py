@@ -22,6 +22,7 @@ _MEANING = {
     401: "No API key, or one that is not known.",
     403: "The key does not reach that far.",
     404: "What the request names does not exist.",
+    409: "It is not in a state in which that can be done.",
     413: "The body is too long.",
     429: "The key has used up its share; see `Retry-After`.",
     503: "Not now: the engine, the record or a place is missing. See `Retry-After`.",

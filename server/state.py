@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from starlette.requests import Request
 
 from ops.registry import Registry
-from ops.settings import ServerSettings
+from ops.settings import ImproverSettings, ServerSettings
 from ops.store import Store
 from sandbox.types import Limits
 from server.adapters import Adapters
@@ -16,6 +17,16 @@ from server.forwarding import Forwarder
 from server.generation import Generator
 from server.recording import Recorder
 from server.verification import Judge
+
+
+@dataclass(frozen=True, kw_only=True)
+class Improvement:
+    """What a cycle that is asked for through the API starts with."""
+
+    settings: ImproverSettings
+    engine_model: str
+    max_lora_rank: int
+    cycles_dir: Path
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +42,7 @@ class State:
     judge: Judge
     limits: Limits
     """The most that a client's own program may use."""
+    improvement: Improvement
     forwarder: Forwarder
     generator: Generator
 

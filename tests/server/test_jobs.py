@@ -5,7 +5,10 @@ from __future__ import annotations
 import openai
 import pytest
 
+from improver import cookbook
+from improver.cycle import Plan
 from ops.records import CycleEvent, CycleState, new_id, now
+from server.jobs import RECIPES
 from tests.ops import records
 from tests.server.conftest import Running
 
@@ -64,3 +67,71 @@ def test_a_job_that_does_not_exist_is_a_404(server: Running) -> None:
         assert server.http.get(f"/v1/fine_tuning/jobs/{path}").status_code == 404
     with pytest.raises(openai.NotFoundError):
         server.openai.fine_tuning.jobs.retrieve("ftjob-x")
+
+
+def test_a_job_is_a_queued_cycle_that_the_improver_understands(server: Running) -> None:
+    jobs = server.openai.fine_tuning.jobs
+    job = jobs.create(
+        model="code",
+        training_file="record",
+        seed=11,
+        metadata={"recipe": "gift4code"},
+        method={
+            "type": "supervised",
+            "supervised": {"hyperparameters": {"n_epochs": 5, "learning_rate_multiplier": 0.5}},
+        },
+    )
+    assert (job.status, job.seed, job.hyperparameters.n_epochs) == ("queued", 11, 5)  # type: ignore[union-attr]
+    (cycle,) = server.store.cycles(state=CycleState.QUEUED)
+    assert (cycle.recipe, cycle.trigger) == ("gift4code", "api")
+    plan = Plan.model_validate(cycle.settings)
+    defaults = server.settings.improver.train
+    assert plan.improver.recipe == "gift4code"
+    assert (plan.improver.train.epochs, plan.improver.train.seed) == (5, 11)
+    assert plan.improver.train.learning_rate == pytest.approx(defaults.learning_rate / 2)
+    assert plan.improver.train.batch_rows == defaults.batch_rows
+    assert set(RECIPES) == {*cookbook.names("all"), "all"}
+
+
+def test_a_job_is_paused_resumed_and_cancelled_until_it_is_taken(server: Running) -> None:
+    jobs = server.openai.fine_tuning.jobs
+    job = jobs.create(model="fake-base", training_file="record")
+    assert jobs.pause(job.id).status == "paused"
+    assert server.store.cycles(state=CycleState.QUEUED) == []
+    with pytest.raises(openai.ConflictError):
+        jobs.pause(job.id)
+    assert jobs.resume(job.id).status == "queued"
+    assert jobs.cancel(job.id).status == "cancelled"
+    for verb in (jobs.cancel, jobs.pause, jobs.resume):
+        with pytest.raises(openai.ConflictError):
+            verb(job.id)
+        with pytest.raises(openai.NotFoundError):
+            verb("ftjob-none")
+    running = records.cycle(state=CycleState.RUNNING)
+    server.store.add_cycle(running)
+    with pytest.raises(openai.ConflictError):
+        jobs.cancel(f"ftjob-{running.id}")
+    assert server.store.cycle(running.id) == running
+    failed = records.cycle(state=CycleState.FAILED, error="boom", finished_at=now())
+    server.store.add_cycle(failed)
+    assert jobs.resume(f"ftjob-{failed.id}").error is None
+
+
+def test_a_wrong_job_is_refused_and_names_the_field(server: Running) -> None:
+    good = {"model": "code", "training_file": "record"}
+    wrong = [
+        ({"model": "gpt-4"}, 404, "model"),
+        ({"training_file": "file-1"}, 400, "training_file"),
+        ({"metadata": {"recipe": "magic"}}, 400, "metadata.recipe"),
+        ({"metadata": {"a": 1}}, 400, "metadata.a"),
+        ({"method": {"type": "dpo"}}, 400, "method.type"),
+        ({"hyperparameters": {"n_epochs": 0}}, 400, "hyperparameters.n_epochs"),
+        ({"seed": -1}, 400, "seed"),
+        ({"suffix": "mine"}, 400, "suffix"),
+        ({"surprise": 1}, 400, "surprise"),
+    ]
+    for change, status, param in wrong:
+        response = server.http.post("/v1/fine_tuning/jobs", json=good | change)
+        assert response.status_code == status, (change, response.text)
+        assert response.json()["error"]["param"].startswith(param), response.text
+    assert server.store.cycles() == []

@@ -1,0 +1,156 @@
+"""`/v1/files`: what cycles were trained on and what came out, in the words of OpenAI's files API.
+
+Each cycle has up to three files: the training rows, the held-out rows, and its report. Rows are
+read from the cycle's directory as they are asked for, and rendered in the chat shape that
+OpenAI's fine-tuning takes; what a row was made of is in its `metadata`. Nothing can be uploaded.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from fastapi import APIRouter, Query
+from starlette.requests import Request
+from starlette.responses import Response
+
+from ops.errors import NotFound, StoreError
+from ops.records import Cycle, Json
+from server.errors import NotFoundError, RecordUnavailable
+from server.listing import After, Limit, page
+from server.openapi import errors
+from server.state import current
+
+router = APIRouter(prefix="/v1/files", tags=["files"])
+
+T = TypeVar("T")
+MAX_CYCLES = 1000
+_ROWS = {"train": "train.jsonl", "held_out": "held_out.jsonl"}
+_KINDS = (*_ROWS, "report")
+Purpose = Annotated[Literal["fine-tune", "fine-tune-results"] | None, Query()]
+
+
+@router.get("", responses=errors(400, 503))
+async def list_files(
+    request: Request, limit: Limit = 20, after: After = None, purpose: Purpose = None
+) -> dict[str, Any]:
+    """List the files of all cycles, newest cycle first."""
+    store = current(request).store
+
+    def read() -> list[Json]:
+        found = (_file(cycle, kind) for cycle in store.cycles(limit=MAX_CYCLES) for kind in _KINDS)
+        return [file for file in found if file and purpose in (None, file["purpose"])]
+
+    return page(await _read(read), limit, after)
+
+
+@router.get("/{file_id}", responses=errors(404, 503))
+async def get_file(request: Request, file_id: str) -> dict[str, Any]:
+    """Return what is known of one file."""
+    store = current(request).store
+
+    def read() -> Json:
+        cycle_id, kind = _parts(file_id)
+        file = _file(store.cycle(cycle_id), kind)
+        if file is None:
+            raise NotFound(f"no file {file_id[:200]}")
+        return file
+
+    return await _read(read)
+
+
+@router.get(
+    "/{file_id}/content",
+    response_class=Response,
+    responses={
+        200: {
+            "description": "JSON lines of rows, or the report as JSON.",
+            "content": {"application/octet-stream": {"schema": {"type": "string"}}},
+        },
+        **errors(404, 503),
+    },
+)
+async def get_content(request: Request, file_id: str) -> Response:
+    """Return the content of a file."""
+    store = current(request).store
+
+    def read() -> bytes:
+        cycle_id, kind = _parts(file_id)
+        cycle = store.cycle(cycle_id)
+        if _file(cycle, kind) is None:
+            raise NotFound(f"no file {file_id[:200]}")
+        return _content(cycle, kind)
+
+    return Response(await _read(read), media_type="application/octet-stream")
+
+
+async def _read(call: Callable[[], T]) -> T:
+    try:
+        return await asyncio.to_thread(call)
+    except NotFound as error:
+        raise NotFoundError(str(error), param="file_id") from error
+    except StoreError as error:
+        raise RecordUnavailable(str(error)) from error
+
+
+def _parts(file_id: str) -> tuple[str, str]:
+    """Cycle and kind of a file's id. The id never becomes part of a path."""
+    for kind in _KINDS:
+        if file_id.startswith("file-") and file_id.endswith(f"-{kind}"):
+            return file_id[len("file-") : -len(kind) - 1], kind
+    raise NotFound(f"no file {file_id[:200]}")
+
+
+def _path(cycle: Cycle, kind: str) -> Path:
+    return Path(cycle.directory) / "dataset" / _ROWS[kind]
+
+
+def _file(cycle: Cycle, kind: str) -> Json | None:
+    """A file as OpenAI describes it; None where the cycle has none of that kind."""
+    if kind == "report":
+        if not cycle.report:
+            return None
+        size, name = len(_content(cycle, kind)), "report.json"
+    else:
+        try:
+            size, name = _path(cycle, kind).stat().st_size, _ROWS[kind]
+        except OSError:
+            return None
+        if size == 0:
+            return None
+    return {
+        "id": f"file-{cycle.id}-{kind}",
+        "object": "file",
+        "bytes": size,
+        "created_at": int(cycle.created_at.timestamp()),
+        "filename": f"{cycle.recipe}-{cycle.id}-{name}",
+        "purpose": "fine-tune-results" if kind == "report" else "fine-tune",
+        "status": "processed",
+    }
+
+
+def _content(cycle: Cycle, kind: str) -> bytes:
+    if kind == "report":
+        return json.dumps(cycle.report, ensure_ascii=False, indent=1).encode()
+    return "".join(_rows(_path(cycle, kind))).encode()
+
+
+def _rows(path: Path) -> Iterator[str]:
+    """The rows of a file in the shape of a fine-tuning file."""
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except OSError as error:
+        raise NotFound("the file is not on this machine any more") from error
+    for line in filter(None, lines):
+        row = json.loads(line)
+        rendered = {
+            "messages": [*row["messages"], {"role": "assistant", "content": row["answer"]}],
+            "metadata": {
+                name: row.get(name)
+                for name in ("id", "recipe", "origin", "interaction_ids", "feedback_ids")
+            },
+        }
+        yield json.dumps(rendered, ensure_ascii=False) + "\n"
