@@ -30,10 +30,11 @@ from typing import Protocol
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from improver import cookbook, dataset, decide, evaluate, release, screen, trainer
+from improver import cookbook, dataset, decide, drift, evaluate, release, screen, trainer
 from improver.benchmarks.base import Task
 from improver.benchmarks.builtin import Builtin
 from improver.benchmarks.mbpp import TaskFile
+from improver.benchmarks.replay import Replay
 from improver.errors import CycleError, FirewallError, ImproverError, NotEnough
 from improver.firewall import Firewall
 from improver.policy import Policy
@@ -75,6 +76,8 @@ from sandbox.spec import Spec, parse_spec
 
 logger = logging.getLogger(__name__)
 
+HELD_BACK = 2000
+"""The most requests of the record that are kept from training, for the replay suite."""
 RESUMABLE = (CycleState.QUEUED, CycleState.RUNNING, CycleState.FAILED)
 
 
@@ -177,6 +180,7 @@ class CycleRun:
             ) from error
         self.means = means
         self.workspace = Workspace(Path(cycle.directory))
+        self._replay: list[Task] | None = None
         self._stages = (
             ("collect", "looking for what can be learned from", self._collect),
             ("build", "asking the model for rows", self._build),
@@ -333,7 +337,7 @@ class CycleRun:
         return {"version": adapter.version, "adapter": adapter.name, **trained}
 
     async def _evaluate(self, directory: Path) -> Json:
-        means, gate = self.means, self.plan.improver.gate
+        means = self.means
         number = self._version()
         refused = ""
         if means.registry.get(number).state in (AdapterState.BUILT, AdapterState.EXAMINED):
@@ -347,6 +351,7 @@ class CycleRun:
             )
         else:
             refused = f"it is {means.registry.get(number).state}"
+        rules = self._rules()
         exam, unsound = await self._exam()
         champion = means.registry.at(Alias.CHAMPION)
         models = {
@@ -363,8 +368,9 @@ class CycleRun:
                     means.pool,
                     journal,
                     enough=lambda found, left: decide.settled(
-                        decide.pair(found, Suite.TARGET), left, gate.error_rate
+                        decide.pair(found, Suite.TARGET), left, rules
                     ),
+                    promising=lambda found: decide.promising(found, rules),
                     on_task=lambda done, total: means.show.progress(done, total, "tasks"),
                 )
         write_lines(directory / "outcomes.jsonl", outcomes)
@@ -377,6 +383,10 @@ class CycleRun:
             "target_asked": len(asked),
             "target_left_out": unsound,
             "guard_tasks": len(exam.guard),
+            "replay_tasks": len(exam.replay),
+            "vault_tasks": len(exam.vault),
+            "vault_asked": len({o.task_id for o in outcomes if o.suite is Suite.VAULT}),
+            "secrets": len(exam.secrets),
             "answers": len(outcomes),
             "tokens": sum(outcome.tokens for outcome in outcomes),
             "errors": sum(outcome.passed is None for outcome in outcomes),
@@ -384,11 +394,9 @@ class CycleRun:
 
     async def _decide(self, directory: Path) -> Json:
         examined = self.workspace.stage("evaluate")
-        gate = self.plan.improver.gate
         judgement = decide.decide(
             list(read_lines(examined / "outcomes.jsonl", Outcome)),
-            error_rate=gate.error_rate,
-            guard_margin=gate.guard_margin,
+            self._rules(),
             refused=self.workspace.report("evaluate")["refused"],
         )
         write_lines(directory / "judgement.jsonl", [judgement])
@@ -437,23 +445,68 @@ class CycleRun:
         return TaskFile(gate.tasks, subset=gate.subset).tasks()
 
     async def _exam(self) -> tuple[evaluate.Exam, list[str]]:
-        """The examination, and the ids of target tasks that cannot be judged here."""
-        gate = self.plan.improver.gate
-        target, unsound = await evaluate.judgeable(self._tasks(), self.means.pool)
+        """The examination, and the ids of tasks that cannot be judged here."""
+        gate, pool, store = self.plan.improver.gate, self.means.pool, self.means.store
+        further = [] if gate.guard_file is None else TaskFile(gate.guard_file).tasks()
+        guard, not_guard = await evaluate.judgeable(further, pool)
+        replay, not_replay = await evaluate.judgeable(self._held_back()[: gate.replay_tasks], pool)
+        target, unsound = await evaluate.judgeable(self._tasks(), pool)
+        target, vault = evaluate.cut_vault(
+            target, parts=gate.vault_parts, looks=evaluate.vault_looks(store)
+        )
         exam = evaluate.Exam(
             target=target[: gate.max_tasks],
-            guard=Builtin().tasks()[: gate.guard_tasks],
+            guard=[*Builtin().tasks()[: gate.guard_tasks], *guard],
+            replay=replay,
+            vault=vault[: gate.max_tasks],
+            secrets=[] if gate.secrets is None else evaluate.read_secrets(gate.secrets),
+            logprobs=gate.logprobs,
             temperature=gate.temperature,
             max_answer_tokens=gate.max_answer_tokens,
             seed=self.plan.improver.train.seed,
         )
-        return exam, unsound
+        return exam, [*unsound, *not_guard, *not_replay]
+
+    def _rules(self) -> decide.Rules:
+        """What the gate goes by."""
+        gate = self.plan.improver.gate
+        return decide.Rules(
+            error_rate=gate.error_rate,
+            minimum_effect=gate.minimum_effect,
+            guard_margin=gate.guard_margin,
+            replay_margin=gate.replay_margin,
+            vault_margin=gate.vault_margin,
+            limits=drift.Limits(
+                length_ratio=gate.max_length_ratio,
+                refusal_rise=gate.max_refusal_rise,
+                similarity_rise=gate.max_similarity_rise,
+                entropy_ratio=gate.min_entropy_ratio,
+            ),
+        )
+
+    def _held_back(self) -> list[Task]:
+        """Requests of the record that are only examined with, the newest first."""
+        gate = self.plan.improver.gate
+        if not gate.replay_tasks:
+            return []
+        if self._replay is None:
+            replay = Replay(
+                store=self.means.store,
+                share=gate.replay_share,
+                limit=HELD_BACK,
+                before=self.cycle.id,
+            )
+            self._replay = list(replay.tasks())
+        return self._replay
 
     def _firewall(self) -> Firewall:
         """Every task of every benchmark, also those this examination leaves out."""
         tasks = list(Builtin().tasks())
         if self.plan.improver.gate.tasks is not None:
             tasks += TaskFile(self.plan.improver.gate.tasks).tasks()
+        if self.plan.improver.gate.guard_file is not None:
+            tasks += TaskFile(self.plan.improver.gate.guard_file).tasks()
+        tasks += self._held_back()
         return Firewall(task.exam() for task in tasks)
 
     def _check_again(self, rows: Sequence[Row]) -> None:

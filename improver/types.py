@@ -143,6 +143,12 @@ class Suite(StrEnum):
     """Where the candidate must be better."""
     GUARD = "guard"
     """Where it must not be worse by more than a margin."""
+    REPLAY = "replay"
+    """The installation's own requests, by their hidden examples: as the guard."""
+    VAULT = "vault"
+    """Target tasks that are asked only when all else says promote; another part each time."""
+    SECRETS = "secrets"
+    """Beginnings of planted secrets: whoever tells the rest has learned them by heart."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,6 +164,8 @@ class Outcome:
     answer_sha256: str
     tokens: int = 0
     error: str | None = None
+    traits: Json = field(default_factory=dict)
+    """The answer's manner (`drift`)."""
 
 
 @dataclass(frozen=True, kw_only=True)

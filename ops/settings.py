@@ -247,7 +247,38 @@ class GateSettings(Section):
     guard_tasks: int = Field(20, ge=0, description="built-in tasks asked without their spec")
     max_answer_tokens: int = Field(384, ge=16)
     error_rate: float = Field(0.05, gt=0, lt=0.5, description="chance to promote one no better")
+    minimum_effect: float = Field(
+        0.0, ge=0, lt=1, description="share of tasks by which a candidate must be proved better"
+    )
     guard_margin: float = Field(0.1, gt=0, lt=1, description="tolerated loss on the guard")
+    guard_file: Path | None = Field(
+        None, description="JSONL of further guard tasks, in any shape that `tasks` takes"
+    )
+    replay_tasks: int = Field(
+        50, ge=0, description="logged requests with hidden examples that are asked again; 0: none"
+    )
+    replay_share: float = Field(
+        0.2, ge=0, le=1, description="share of such requests that is never learned from"
+    )
+    replay_margin: float = Field(0.1, gt=0, lt=1, description="tolerated loss on replay")
+    vault_parts: int = Field(
+        4, ge=0, description="one of so many parts of the tasks is asked last only; below 2: none"
+    )
+    vault_margin: float = Field(0.05, gt=0, lt=1, description="tolerated loss in the vault")
+    secrets: Path | None = Field(
+        None, description="JSONL of planted secrets (`prefix`, `secret`) that none may tell"
+    )
+    logprobs: bool = Field(True, description="ask for likely tokens, to see entropy fall")
+    max_length_ratio: float = Field(2.0, gt=1, description="tolerated change of mean length")
+    max_refusal_rise: float = Field(
+        0.05, ge=0, lt=1, description="tolerated rise of answers that decline or ask back"
+    )
+    max_similarity_rise: float = Field(
+        0.1, ge=0, lt=1, description="tolerated rise of the likeness of answers to each other"
+    )
+    min_entropy_ratio: float = Field(
+        0.5, ge=0, lt=1, description="the least part of the champion's entropy that must be left"
+    )
     temperature: float = Field(0.0, ge=0)
 
 

@@ -1,9 +1,9 @@
 """Replay: the installation's own requests, with the hidden examples their authors gave.
 
-A share of all requests is held back for it, by a hash of their words: whatever is asked again
-falls on the same side, so that a request is either learned from or examined with, for good
-(`held_back`; the firewall asks it of every row). The newest of these requests come first; of those
-that are alike one is taken. The reference is the answer that passed when it was served, if any.
+A share of these requests is held back for it, by a hash of their words: whatever is asked again
+falls on the same side, so that a request is either learned from or examined with, for good (a cycle
+gives all of them to the firewall). The newest come first; of those that are alike one is taken.
+The reference is the answer that passed when it was served, if any.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from ops.records import Interaction, Source
 from ops.store import Store
 from sandbox.errors import SpecError
 from sandbox.spec import parse_spec
+from sandbox.syntax import parse_bounded
 
 PAGE = 200
 
@@ -32,21 +33,23 @@ def held_back(text: str, share: float) -> bool:
 class Replay:
     """The held-back requests of a record.
 
-    `share` is the share of requests held back; 1 takes all. `limit` is the most tasks;
-    `look_at` the most interactions that are looked at.
+    `share` is the share of requests held back; 1 takes all. `limit` is the most tasks, `look_at`
+    the most interactions that are looked at. Only interactions older than the id `before` count:
+    a cycle that names its own sees the same tasks at every stage.
     """
 
     store: Store
     share: float = 0.2
     limit: int = 100
     look_at: int = 20_000
+    before: str | None = None
 
     name = "replay"
 
     def tasks(self) -> Sequence[Task]:
         """Return the newest held-back requests that can tell right from wrong unseen."""
         found: dict[str, Task] = {}
-        before: str | None = None
+        before = self.before
         looked = 0
         while len(found) < self.limit and looked < self.look_at:
             page = self.store.interactions(limit=PAGE, before=before, source=Source.SERVED)
@@ -84,6 +87,7 @@ class Replay:
 
     def _reference(self, interaction: Interaction) -> str | None:
         for attempt in self.store.attempts(interaction.id):
-            if attempt.choice_index == 0:
+            # What cannot be compared later is no reference: the firewall would refuse to start.
+            if attempt.choice_index == 0 and parse_bounded(attempt.program or "") is not None:
                 return attempt.program
         return None

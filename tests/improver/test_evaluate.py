@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from improver.benchmarks.builtin import Builtin
-from improver.errors import SwapError
-from improver.evaluate import Exam, examine, judgeable, wait_for_candidate
+from improver.errors import BenchmarkError, SwapError
+from improver.evaluate import (
+    Exam,
+    cut_vault,
+    examine,
+    judgeable,
+    read_secrets,
+    vault_looks,
+    wait_for_candidate,
+)
 from improver.policy import Policy
 from improver.release import record_examination, release
 from improver.types import Arm, Judgement, Outcome, Suite
@@ -86,6 +96,88 @@ async def test_it_stops_when_enough_is_known_but_never_within_the_guard(
     assert len([o for o in found if o.suite is Suite.GUARD]) == 8
 
 
+async def test_the_vault_is_asked_last_and_only_when_it_is_worth_it(
+    server: StubServer, judge: ExecJudge, tmp_path: Path
+) -> None:
+    asked = replace(exam(8, 2), vault=TASKS[24:28], replay=TASKS[28:30])
+    for promising, vault in ((False, 0), (True, 8)):
+        with Journal(tmp_path / f"j{promising}") as journal:
+            async with Policy(server.url) as policy:
+                found = await examine(
+                    asked,
+                    MODELS,
+                    policy,
+                    judge,
+                    journal,
+                    enough=lambda outcomes, left: False,
+                    promising=lambda outcomes, word=promising: word,
+                )
+        suites = [o.suite for o in found]
+        assert suites.count(Suite.VAULT) == vault
+        assert suites.count(Suite.REPLAY) == 4
+        assert suites[:8] == [Suite.GUARD] * 4 + [Suite.REPLAY] * 4
+        assert all(o.traits["sketch"] for o in found)
+
+
+def test_another_part_is_the_vault_after_each_look() -> None:
+    tasks = [replace(TASKS[0], id=f"t{i}") for i in range(60)]
+    vaults = []
+    for looks in range(5):
+        kept, vault = cut_vault(tasks, parts=4, looks=looks)
+        assert sorted(t.id for t in kept + vault) == sorted(t.id for t in tasks)
+        vaults.append({t.id for t in vault})
+    assert set().union(*vaults[:4]) == {t.id for t in tasks}
+    assert sum(map(len, vaults[:4])) == 60
+    assert vaults[4] == vaults[0]
+    assert cut_vault(tasks[:39], parts=4, looks=0) == (tasks[:39], [])
+    assert cut_vault(tasks, parts=1, looks=0) == (tasks, [])
+
+
+def test_looks_at_the_vault_are_counted_by_what_was_recorded(
+    store: Store, registry: Registry
+) -> None:
+    for content, tasks in ((b"a", 5), (b"b", 0), (b"c", 7)):
+        numbers = {"vault": {"tasks": tasks}}
+        word = Judgement(decision=Decision.REJECT, reason="r", numbers=numbers, text="")
+        record_examination(registry, add(registry, content), word)
+    assert vault_looks(store) == 2
+
+
+async def test_a_planted_secret_is_told_or_kept(
+    server: StubServer, judge: ExecJudge, tmp_path: Path
+) -> None:
+    path = tmp_path / "secrets.jsonl"
+    path.write_text(json.dumps({"prefix": "the key is", "secret": " abcd-1234 "}) + "\n")
+    server.script = lambda body, index: "abcd-1234" if "@" in body["model"] else "no idea"
+    asked = replace(exam(1, 0), secrets=read_secrets(path), target=())
+    with Journal(tmp_path / "j") as journal:
+        async with Policy(server.url) as policy:
+            found = await examine(
+                asked, MODELS, policy, judge, journal, enough=lambda outcomes, left: False
+            )
+    assert {(o.arm, o.passed) for o in found} == {(Arm.CHAMPION, True), (Arm.CANDIDATE, False)}
+    for bad in ({"prefix": "x"}, {"prefix": "x", "secret": "short"}):
+        path.write_text(json.dumps(bad))
+        with pytest.raises(BenchmarkError, match="secret of 8"):
+            read_secrets(path)
+
+
+async def test_likely_tokens_are_asked_for_where_they_are_wanted(
+    server: StubServer, judge: ExecJudge, tmp_path: Path
+) -> None:
+    with Journal(tmp_path / "j") as journal:
+        async with Policy(server.url) as policy:
+            await examine(
+                replace(exam(1, 0), logprobs=True),
+                MODELS,
+                policy,
+                judge,
+                journal,
+                enough=lambda outcomes, left: False,
+            )
+    assert all(body["top_logprobs"] == 5 for body in server.bodies)
+
+
 async def test_what_infrastructure_broke_is_asked_again_and_nothing_else(
     server: StubServer, judge: ExecJudge, tmp_path: Path
 ) -> None:
@@ -119,8 +211,6 @@ async def test_a_refused_request_counts_for_nobody(
 
 
 async def test_tasks_whose_reference_fails_are_left_out(judge: ExecJudge) -> None:
-    from dataclasses import replace
-
     broken = replace(TASKS[0], id="broken", reference="def parcel_wait(a, b):\n    return None\n")
     kept, unsound = await judgeable([broken, TASKS[1]], judge)
     assert [t.id for t in kept] == [TASKS[1].id]

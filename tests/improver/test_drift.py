@@ -1,0 +1,77 @@
+"""The manner of answers: what is read off one, what is said of an arm."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+
+from improver.drift import LEAST_ANSWERS, Limits, Manner, Seen, exceeded, manner, traits
+
+ONE = (
+    "def total(items):\n    result = 0\n    for item in items:\n        result += item\n"
+    "    return result\n"
+)
+OTHER = "import re\nwords = re.findall('[a-z]+', text)\nprint(sorted(set(words), key=len)[-1])\n"
+
+
+def seen(program: str | None, text: str = "", tokens: int = 10, **more: Any) -> Seen:
+    return Seen(tokens=tokens, traits=traits(text or program or "", program) | more)
+
+
+@pytest.mark.parametrize(
+    ("text", "declines", "asks"),
+    [
+        ("I'm sorry, I cannot help with that.", True, False),
+        ("Could you clarify what the input is?", False, True),
+        ("What should it return?", False, True),
+        ("Here it is: use a loop.", False, False),
+        ("", False, False),
+    ],
+)
+def test_an_answer_without_a_program_declines_or_asks(
+    text: str, declines: bool, asks: bool
+) -> None:
+    found = traits(text, None)
+    assert (found["declines"], found["asks"]) == (declines, asks)
+    assert "declines" not in traits(text, "x = 1")
+
+
+def test_answers_that_are_alike_are_seen_to_be() -> None:
+    alike = manner([seen(ONE), seen(ONE.replace("total", "summed"))])
+    apart = manner([seen(ONE), seen(OTHER)])
+    assert alike.similarity == 1.0
+    assert apart.similarity is not None
+    assert apart.similarity < 0.2
+    assert manner([seen(ONE)]).similarity is None
+    assert manner([]) == Manner()
+
+
+def test_entropy_counts_the_rest_as_one_token_more() -> None:
+    half = [{"top_logprobs": [{"logprob": math.log(0.5)}]}]
+    sure = [{"top_logprobs": [{"logprob": 0.0}]}]
+    assert traits("x", "x = 1", half)["entropy"] == pytest.approx(math.log(2), abs=1e-4)
+    assert traits("x", "x = 1", sure)["entropy"] == 0.0
+    assert "entropy" not in traits("x", "x = 1", [{"logprob": -1.0}])
+
+
+def test_limits_name_what_moved_and_only_that() -> None:
+    before = Manner(answers=50, mean_tokens=100, similarity=0.2, entropy=0.4)
+    assert exceeded(before, before, Limits()) == []
+    cases = {
+        "a factor of 2": Manner(answers=50, mean_tokens=210, similarity=0.2, entropy=0.4),
+        "20 tokens instead of 100": Manner(answers=50, mean_tokens=20, similarity=0.2, entropy=0.4),
+        "asks back 8%": Manner(
+            answers=50, mean_tokens=100, refusals=0.04, asks_back=0.04, similarity=0.2, entropy=0.4
+        ),
+        "alike by 0.35": Manner(answers=50, mean_tokens=100, similarity=0.35, entropy=0.4),
+        "25% of the champion's entropy": Manner(
+            answers=50, mean_tokens=100, similarity=0.2, entropy=0.1
+        ),
+    }
+    for words, after in cases.items():
+        [said] = exceeded(before, after, Limits())
+        assert words in said
+    few = Manner(answers=LEAST_ANSWERS - 1, mean_tokens=900)
+    assert exceeded(before, few, Limits()) == []
