@@ -200,6 +200,7 @@ def _pool(settings: Settings) -> Pool:
         ),
         min_tier=Tier(sandbox.min_tier),
         allow_unsafe=sandbox.allow_unsafe,
+        runtime=sandbox.runtime,
     )
 
 

@@ -9,6 +9,7 @@ line and exit status 1, bad usage and bad settings 2.
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -174,7 +175,11 @@ def eval_(context: typer.Context, data_dir: DataDir = None, config: ConfigFile =
 @app.command(context_settings=PASS_ON, add_help_option=False)
 def sandbox(context: typer.Context, data_dir: DataDir = None, config: ConfigFile = None) -> None:
     """Check what isolation this machine offers (check), or run a program in it (run)."""
-    _become(_settings(config, data_dir), services.SANDBOX, context.args)
+    settings = _settings(config, data_dir)
+    runtime = shlex.join(settings.sandbox.runtime)
+    given = ["--runtime", runtime] if runtime else []
+    # First the command's own word (check, run), so that what is given by hand comes last and wins.
+    _become(settings, services.SANDBOX, [*context.args[:1], *given, *context.args[1:]])
 
 
 @app.command(context_settings=PASS_ON, add_help_option=False)

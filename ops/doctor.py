@@ -9,9 +9,11 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,7 +44,7 @@ def examine(settings: Settings) -> list[Check]:
         _device(),
         _engine(settings),
         _speed_ups(),
-        _sandbox(),
+        _sandbox(settings.sandbox.runtime),
         _memory(),
         _disk("data", settings.data_dir),
         _disk("models", models.cache_dir()),
@@ -97,8 +99,10 @@ def _speed_ups() -> Check:
     )
 
 
-def _sandbox() -> Check:
+def _sandbox(runtime: Sequence[str]) -> Check:
     command = [*services.SANDBOX, "check", "--json"]
+    if runtime:
+        command += ["--runtime", shlex.join(runtime)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     remedy = "`journeyman sandbox check` shows what is missing"
     try:

@@ -110,6 +110,11 @@ class SandboxSettings(Section):
 
     workers: int = Field(2, ge=1)
     min_tier: int = Field(1, ge=1, le=4, description="refuse to start below this isolation tier")
+    runtime: list[str] = Field(
+        [],
+        description="command of a stronger runtime with a kernel of its own, put before the "
+        'interpreter and tried first (tier 4), such as ["runsc", "--network=none", "do"]',
+    )
     wall_s: float = Field(5.0, gt=0)
     cpu_s: int = Field(5, ge=1)
     memory_bytes: int = Field(1 << 30, ge=1 << 26)

@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import json
 import logging
+import shlex
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -53,7 +54,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _pool(options: argparse.Namespace, workers: int) -> Pool:
     tiers = [_TIERS[options.tier]] if options.tier else None
-    runtime = options.runtime.split() if options.runtime else ()
+    runtime = shlex.split(options.runtime) if options.runtime else ()
     return Pool(workers=workers, tiers=tiers, runtime=runtime, recheck_s=0)
 
 

@@ -219,6 +219,7 @@ def _pool(settings: SandboxSettings) -> AbstractAsyncContextManager[Checker]:
         limits=_limits(settings),
         min_tier=sandbox.Tier(settings.min_tier),
         allow_unsafe=settings.allow_unsafe,
+        runtime=settings.runtime,
     )
 
 

@@ -321,6 +321,18 @@ def test_other_packages_are_started_by_command(
     assert environment["JOURNEYMAN_DATA_DIR"] == str(tmp_path / "else")
 
 
+def test_the_operator_s_runtime_goes_along_and_one_given_by_hand_wins(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Any] = []
+    monkeypatch.setattr(os, "execvpe", lambda *given: seen.append(given))
+    monkeypatch.setenv("JOURNEYMAN_SANDBOX__RUNTIME", '["runsc", "--root", "/a b", "do"]')
+    assert run("sandbox", "check", "--runtime", "mine").exit_code == 0
+    [(_, command, _)] = seen
+    runtime = ["--runtime", "runsc --root '/a b' do"]
+    assert list(command[3:]) == ["check", *runtime, "--runtime", "mine"]
+
+
 @pytest.mark.parametrize("command", [services.SERVER, services.IMPROVER, services.SANDBOX])
 def test_every_command_names_a_module_that_is_there(command: tuple[str, ...]) -> None:
     assert command[1] == "-m"
@@ -342,13 +354,13 @@ def test_the_engine_s_command_names_a_module_that_is_there() -> None:
 
 def test_the_doctor_s_word_is_the_exit_status(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     good = Check(name="sandbox", good=True, found="tier namespaces")
-    monkeypatch.setattr(doctor, "_sandbox", lambda: good)
+    monkeypatch.setattr(doctor, "_sandbox", lambda runtime: good)
     monkeypatch.setattr(doctor, "_ports", lambda settings: [])
     shown = run("doctor", "--json")
     names = [check["name"] for check in json.loads(shown.stdout)]
     assert {"python", "device", "engine", "sandbox", "database"} <= set(names)
     bad = Check(name="sandbox", good=False, found="nothing isolates", remedy="mend it")
-    monkeypatch.setattr(doctor, "_sandbox", lambda: bad)
+    monkeypatch.setattr(doctor, "_sandbox", lambda runtime: bad)
     shown = run("doctor")
     assert shown.exit_code == 1
     assert "→ mend it" in shown.stdout
@@ -361,7 +373,7 @@ def test_settings_are_shown_with_their_origin(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "journeyman.toml").write_text(
-        '[server]\nport = 9000\n[store]\nurl = "postgresql://me:secret@db/x"\n'
+        '[server]\nport = 9000\n[store]\nurl = "postgresql://me:hunter2@db/x"\n'
     )
     monkeypatch.setenv("JOURNEYMAN_ENGINE__MODEL", "starter-small")
     rows = {
@@ -372,7 +384,7 @@ def test_settings_are_shown_with_their_origin(
     assert rows["engine.model"]["origin"] == "environment (JOURNEYMAN_ENGINE__MODEL)"
     assert rows["server.host"]["origin"] == "default"
     assert rows["store.url"]["value"] == "postgresql://me:***@db/x"
-    assert "secret" not in run("config", "show").stdout
+    assert "hunter2" not in run("config", "show").stdout
 
 
 @pytest.mark.parametrize(
