@@ -2,7 +2,8 @@
 
 One answer is a numbered list of tasks for one table. An exemplar shows the three diversities that
 the paper asks for (another task, another topic, another wording each time); near-duplicates are
-taken out, and whatever is no task (too short, code, a copy of the exemplar).
+taken out, and whatever is no task (too short, code, a copy of the exemplar, or about the
+exemplar's data: small models go on about its boxes, whatever table they are shown).
 
 Source: step 2 of GIFT4Code (arXiv 2402.08073). Deviation: the paper's intents come from another,
 general model (PaLM 2); here the served model writes them too.
@@ -65,6 +66,13 @@ ASK = (
     "clear result that a short program can compute. One line each, numbered Task 1, Task 2, and "
     "so on."
 )
+ASK_COLUMNS = " Every task is about these columns and nothing else: {columns}."
+EXEMPLAR_COLUMNS = TABLE_EXEMPLAR.split("```")[3].splitlines()[1].split(",")
+TRIES = 3
+_OF_THE_EXEMPLAR = re.compile(
+    r"\b(suppl|box|deliver|ship|damage|promise|destination|weigh|price)\w*", re.I
+)
+"""Stems of what the exemplar's table is about."""
 
 _TASK = re.compile(r"^\s*(?:[-*]\s*)?(?:\**task\s*)?(\d{1,2})\s*[.:)\]]+\**\s*(.+)$", re.I)
 
@@ -83,19 +91,27 @@ def intent_messages(context: Context, count: int) -> list[Json]:
     """The request for tasks, with one exemplar answered before."""
     calls = bool(context.calls)
     exemplar, tasks = (CALL_EXEMPLAR, CALL_TASKS) if calls else (TABLE_EXEMPLAR, TABLE_TASKS)
-    thing = "a function with these arguments" if calls else "this data"
     shown = "\n".join(f"Task {i}: {text}" for i, text in enumerate(tasks, 1))
+    first = _ask(len(tasks), [] if calls else EXEMPLAR_COLUMNS)
+    columns = [str(name) for frame in context.tables.values() for name in frame.columns]
     return [
-        {"role": "user", "content": f"{exemplar}\n\n{ASK.format(count=len(tasks), thing=thing)}"},
+        {"role": "user", "content": f"{exemplar}\n\n{first}"},
         {"role": "assistant", "content": shown},
-        {"role": "user", "content": f"{context.shown()}\n\n{ASK.format(count=count, thing=thing)}"},
+        {"role": "user", "content": f"{context.shown()}\n\n{_ask(count, columns)}"},
     ]
+
+
+def _ask(count: int, columns: Sequence[str]) -> str:
+    thing = "this data" if columns else "a function with these arguments"
+    ask = ASK.format(count=count, thing=thing)
+    named = ", ".join(f"`{name}`" for name in columns)
+    return ask + (ASK_COLUMNS.format(columns=named) if columns else "")
 
 
 async def write_intents(
     policy: Policy, context: Context, *, count: int, temperature: float, seed: int
 ) -> Intents:
-    """Ask for tasks until `count` different ones are there, at most twice.
+    """Ask for tasks until `count` different ones are there, at most three times.
 
     Raises:
         PolicyError: the model could not be asked.
@@ -103,7 +119,7 @@ async def write_intents(
     texts: list[str] = []
     left_out: list[str] = []
     model, version = "", 0
-    for attempt in range(2):
+    for attempt in range(TRIES):
         (sample,) = await policy.sample(
             intent_messages(context, count + 2),
             temperature=temperature,
@@ -115,7 +131,9 @@ async def write_intents(
         found = read_tasks(sample.text)
         found = found[:-1] if sample.finish_reason == "length" else found
         for text in found:
-            why = unfit(text) or ("near-duplicate intent" if is_like(text, texts) else None)
+            why = unfit(text, context)
+            if why is None and is_like(text, texts):
+                why = "near-duplicate intent"
             if why is not None:
                 left_out.append(why)
             elif len(texts) < count:
@@ -131,14 +149,18 @@ def read_tasks(answer: str) -> list[str]:
     return [match[2].strip().strip("*").strip() for match in matches if match]
 
 
-def unfit(text: str) -> str | None:
-    """Why a line is no task; None where it is one."""
+def unfit(text: str, context: Context) -> str | None:
+    """Why a line is no task for a context; None where it is one."""
     if not LEAST_WORDS <= len(text.split()) <= MOST_WORDS:
         return "intent too short or too long"
     if "```" in text or text.count("`") % 2 or re.search(r"\w\(.*\)\s*$|=\s*df\b", text):
         return "intent is code"
     if is_like(text, (*TABLE_TASKS, *CALL_TASKS)):
         return "intent copies the exemplar"
+    shown = context.shown().lower()
+    strange = (m[1].lower() not in shown for m in _OF_THE_EXEMPLAR.finditer(text))
+    if context.tables and any(strange):
+        return "intent is about the exemplar's data"
     return None
 
 

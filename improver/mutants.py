@@ -49,9 +49,12 @@ _CALLS = {
 
 
 def plain(code: str) -> str | None:
-    """The program as the printer of `ast` writes it; None where it is no Python."""
+    """The program as the printer of `ast` writes it; None where it is no Python, or too deep."""
     tree = parse_bounded(code)
-    return None if tree is None else ast.unparse(tree) + "\n"
+    try:
+        return None if tree is None else ast.unparse(tree) + "\n"
+    except RecursionError:  # writing a tree goes deeper than reading it
+        return None
 
 
 def mutants(code: str, *, count: int, seed: int) -> list[str]:

@@ -88,7 +88,8 @@ def _ilf(part: Json) -> list[str]:
 def _gift4code(part: Json) -> list[str]:
     kinds = _counts({f"with {kind}": n for kind, n in part["rows_by_spec_kind"].items()})
     return [
-        f"({part['rows_synthetic']} made, {part['rows_replayed']} replayed; {kinds}) out of "
+        f"({part['rows_synthetic']} made, {part['rows_replayed']} of "
+        f"{part['rows_replay_wanted']} wanted replayed; {kinds}) out of "
         f"{part['contexts']} of {part['contexts_offered']} contexts",
         f"{part.get('intents', 0)} intents, {part.get('programs', 0)} programs, "
         f"{_percent(part['executable_share'])} of the distinct ones ran; "

@@ -34,6 +34,7 @@ from improver.intents import (
     diversity,
     write_intents,
 )
+from improver.mutants import plain
 from improver.policy import Sample
 from improver.recipes.base import (
     Built,
@@ -60,6 +61,9 @@ from sandbox.spec import Spec
 
 T = TypeVar("T")
 
+AT_ONCE = 8
+"""Contexts worked on side by side: enough to keep the engine busy, and few enough that a killed
+cycle has most of them done and not all of them half."""
 SUMMARY_TOKENS = 120
 SUMMARY_TEMPERATURE = 0.7
 
@@ -129,6 +133,7 @@ class Gift4Code:
         self._replay = replay
         # A description needs a second sandbox: where all are busy, the pool would start a new one.
         self._traces = asyncio.Semaphore(max(1, runner.workers - 1))
+        self._at_once = asyncio.Semaphore(AT_ONCE)
 
     async def build(self, cases: Sequence[object], tools: Tools) -> Built:
         """Make rows out of the contexts.
@@ -162,15 +167,16 @@ class Gift4Code:
         key = f"{self.name}:{context.id}"
         done = tools.journal.done.get(key)
         if done is None:
-            done = await _Work(context, self._options, self._runner, self._traces, tools).run()
+            async with self._at_once:
+                work = _Work(context, self._options, self._runner, self._traces, tools)
+                done = await work.run()
             tools.journal.add(key, done)
         tools.on_case()
         return done
 
     def _replayed(self, synthetic: int, tools: Tools) -> tuple[list[Row], list[Drop]]:
         """Rows of code that is known to be right, two for each synthetic one at the default."""
-        share = self._options.replay_share
-        wanted = round(synthetic * share / (1 - share)) if share < 1 else len(self._replay)
+        wanted = self._replay_wanted(synthetic)
         rows: list[Row] = []
         drops: list[Drop] = []
         for snippet in draw(self._replay, len(self._replay), tools.seed):
@@ -196,6 +202,10 @@ class Gift4Code:
                 )
         return rows, drops
 
+    def _replay_wanted(self, synthetic: int) -> int:
+        share = self._options.replay_share
+        return round(synthetic * share / (1 - share)) if share < 1 else len(self._replay)
+
     def _report(
         self, done: Sequence[Json], made: list[Row], kept: list[Row], replayed: list[Row]
     ) -> Json:
@@ -218,6 +228,7 @@ class Gift4Code:
             "api_names": len(apis),
             "api_signatures": len({tuple(row.provenance["apis"]) for row in kept}),
             "rows_replayed": len(replayed),
+            "rows_replay_wanted": self._replay_wanted(len(kept)),
             "replay_share": _share(len(replayed), rows),
             "replay_share_wanted": round(options.replay_share, 4),
             "temperature": options.temperature,
@@ -308,7 +319,8 @@ class _Work:
             if program is None:
                 self.drop("no program", sample.finish_reason)
                 continue
-            if (digest := program_sha256(program)) in seen:
+            # Quotes and layout aside: two spellings of one program teach nothing more than one.
+            if (digest := program_sha256(plain(program) or program)) in seen:
                 self.drop("program twice")
                 continue
             seen.add(digest)

@@ -28,12 +28,13 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 
-from improver.attempts import attempt
+from improver.attempts import attempt, together
 from improver.corpus import Snippet
 from improver.errors import PolicyError, PolicyUnavailable
 from improver.firewall import jaccard, text_shingles
 from improver.judge import Judge, Likelihood, Ranking, Score, YesNo, rank
 from improver.mutants import mutants, plain
+from improver.policy import Sample
 from improver.recipes.base import (
     Built,
     Tools,
@@ -238,48 +239,58 @@ class _Work:
         if snippet.messages:
             self._offer(trusted_row(snippet), snippet, found)
         shown = self._shown(snippet)
-        seed = case_seed(self.tools.seed, f"summaries:{snippet.id}")
-        rng = random.Random(seed)
-        openings = Counter(rng.choice(OPENINGS) for _ in range(self.options.summaries))
-        summaries: list[Json] = []
-        asked = 0
         try:
-            for number, (opening, count) in enumerate(sorted(openings.items())):
-                samples = await self.tools.policy.sample(
-                    summary_messages(shown, opening),
-                    n=count,
-                    temperature=self.options.temperature,
-                    max_tokens=self.options.max_summary_tokens,
-                    seed=(seed + number) % 2**31,
-                    stop=(FENCE,),
-                    extra={
-                        "repetition_penalty": REPETITION_PENALTY,
-                        "continue_final_message": True,
-                        "add_generation_prompt": False,
-                    },
-                )
-                for sample in samples:
-                    asked += 1
-                    text = tidy(opening, sample.text)
-                    fault = unfit(text, shown, cut=sample.finish_reason == "length")
-                    if fault is None and any(text == other["text"] for other in summaries):
-                        fault = "same summary twice"
-                    if fault is not None:
-                        found.drop(fault)
-                        continue
-                    summaries.append(
-                        {
-                            "text": text,
-                            "opening": opening,
-                            "model": sample.model,
-                            "adapter_version": sample.adapter_version,
-                        }
-                    )
+            asked = await self._ask(snippet, shown)
         except PolicyUnavailable:
             raise
         except PolicyError as error:
             found.drop("request refused", str(error))
-        return found.as_json(usable=True, summaries=summaries, asked=asked)
+            asked = []
+        summaries: list[Json] = []
+        for opening, sample in asked:
+            text = tidy(opening, sample.text)
+            fault = unfit(text, shown, cut=sample.finish_reason == "length")
+            if fault is None and any(text == other["text"] for other in summaries):
+                fault = "same summary twice"
+            if fault is not None:
+                found.drop(fault, text)
+                continue
+            summaries.append(
+                {
+                    "text": text,
+                    "opening": opening,
+                    "model": sample.model,
+                    "adapter_version": sample.adapter_version,
+                }
+            )
+        return found.as_json(usable=True, summaries=summaries, asked=len(asked))
+
+    async def _ask(self, snippet: Snippet, shown: str) -> list[tuple[str, Sample]]:
+        """Sample summaries with random openings; those of one opening in one request."""
+        seed = case_seed(self.tools.seed, f"summaries:{snippet.id}")
+        rng = random.Random(seed)
+        openings = Counter(rng.choice(OPENINGS) for _ in range(self.options.summaries))
+
+        async def sample(number: int, opening: str, count: int) -> list[tuple[str, Sample]]:
+            samples = await self.tools.policy.sample(
+                summary_messages(shown, opening),
+                n=count,
+                temperature=self.options.temperature,
+                max_tokens=self.options.max_summary_tokens,
+                seed=(seed + number) % 2**31,
+                stop=(FENCE,),
+                extra={
+                    "repetition_penalty": REPETITION_PENALTY,
+                    "continue_final_message": True,
+                    "add_generation_prompt": False,
+                },
+            )
+            return [(opening, one) for one in samples]
+
+        # Side by side: so a killed cycle has whole snippets in its journal, in their order.
+        numbered = enumerate(sorted(openings.items()))
+        found = await together(sample(n, opening, count) for n, (opening, count) in numbered)
+        return [one for some in found for one in some]
 
     async def _runs(self, snippet: Snippet) -> tuple[str, str] | None:
         """Why a snippet cannot be used; None where it runs and meets its checks."""

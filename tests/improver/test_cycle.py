@@ -515,7 +515,7 @@ async def test_gift4code_learns_from_tables(workshop: World) -> None:
         # What the server would write for a user with this request and this specification.
         assert row.messages[-1]["content"] == extend_prompt(asked, spec)
     text = report.render(cycle)
-    assert "gift4code: 12 rows (4 made, 8 replayed" in text
+    assert "gift4code: 12 rows (4 made, 8 of 8 wanted replayed" in text
     assert "1 tables and logged calls" in text
 
 

@@ -163,7 +163,7 @@ ANSWERS = {
         'per_team = df.groupby("team")["points"].sum().reset_index()',
         LITERAL.strip(),
         "per_team = df.team.nosuch()",
-        'per_team = df.groupby("team")["points"].sum().reset_index()',
+        "per_team = df.groupby('team')['points'].sum()  .reset_index()",
         'ranking = df.pivot_table(index="team", values="points", aggfunc="sum")',
     ),
     "average pace": (

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import pandas as pd
+
 from improver.contexts import Context
 from improver.intents import TABLE_TASKS, intent_messages, is_like, read_tasks, unfit, write_intents
 from tests.improver.scripted import Model
@@ -22,11 +24,34 @@ def test_numbered_lines_are_read_in_the_forms_models_use() -> None:
     ]
 
 
+YEARS = Context(
+    id="t",
+    title="years.csv",
+    load='df = pd.read_csv("years.csv")',
+    tables={"df": pd.DataFrame({"year": [1990, 1991], "unit_price": [5.5, 6.1]})},
+    source="tables",
+)
+
+
 def test_what_is_no_task_is_told_apart() -> None:
-    assert unfit("Which year had the highest unemployment?") is None
-    assert unfit("Sort it.") == "intent too short or too long"
-    assert unfit("Compute the mean of all columns with df.mean()") == "intent is code"
-    assert unfit(TABLE_TASKS[0]) == "intent copies the exemplar"
+    for text, why in (
+        ("Which year had the highest unemployment?", None),
+        ("Sort it.", "intent too short or too long"),
+        ("Compute the mean of all columns with df.mean()", "intent is code"),
+        (TABLE_TASKS[0], "intent copies the exemplar"),
+        ("In which year were the fewest deliveries late?", "intent is about the exemplar's data"),
+        ("In which year was the price above its mean?", None),
+    ):
+        assert unfit(text, YEARS) == why, text
+    # Calls have an exemplar of their own.
+    assert unfit("How many deliveries are later than the given day?", CONTEXT) is None
+
+
+def test_the_prompt_names_the_columns_of_exemplar_and_table() -> None:
+    exemplar, _, asked = (m["content"] for m in intent_messages(YEARS, 6))
+    assert "these columns and nothing else: `day`, `supplier`, " in exemplar
+    assert asked.endswith("these columns and nothing else: `year`, `unit_price`.")
+    assert "columns" not in intent_messages(CONTEXT, 6)[2]["content"]
 
 
 def test_near_duplicates_differ_in_a_word_or_two() -> None:
