@@ -85,6 +85,9 @@ class ServerSettings(Section):
     spec_max_tokens: int = Field(
         1024, ge=16, description="answer tokens of a request with a spec that states no limit"
     )
+    spec_temperature: float = Field(
+        0.8, ge=0, le=2, description="temperature of a request with a spec that states none"
+    )
     request_timeout_s: float = Field(600.0, gt=0, description="the engine's time for one request")
     max_concurrency: int = Field(256, ge=1, description="requests in flight before 503")
     poll_s: float = Field(1.0, gt=0, description="how often the registry is looked at")

@@ -51,6 +51,7 @@ from server import (
 from server.adapters import Adapters
 from server.auth import Guarded, Key, Keys
 from server.calls import CHAT, COUNT_TOKENS, EXECUTIONS, MESSAGES, RESPONSES, TEXT
+from server.document import describe
 from server.engine import Engine
 from server.errors import BadRequest, ServerError
 from server.forwarding import Forwarder
@@ -99,6 +100,7 @@ def create_app(
         docs_url=None,  # `docs` has a page that needs nothing from elsewhere
         redoc_url=None,
     )
+    app.openapi = lambda: describe(app)  # type: ignore[method-assign]
     routes = (
         *(chat, stored, completions, responses, messages, models),
         *(executions, feedback, events),
@@ -193,7 +195,12 @@ async def _open(
         ),
         forwarder=Forwarder(engine, recorder, adapters),
         generator=Generator(
-            engine, judge, recorder, adapters, max_tokens=settings.server.spec_max_tokens
+            engine,
+            judge,
+            recorder,
+            adapters,
+            max_tokens=settings.server.spec_max_tokens,
+            temperature=settings.server.spec_temperature,
         ),
     )
 

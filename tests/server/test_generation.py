@@ -66,6 +66,17 @@ def server_tier(server: Running) -> int:
     return next(tier for tier in Tier if tier.label == label)
 
 
+def test_what_a_client_leaves_open_is_set_for_sampling_programs(server: Running) -> None:
+    _answers(server, RIGHT)
+    _verified(server)
+    sent = server.engine.bodies()[-1]
+    assert (sent["temperature"], sent["max_tokens"]) == (0.8, 1024)
+    _verified(server, temperature=0.3, max_completion_tokens=50)
+    sent = server.engine.bodies()[-1]
+    assert (sent["temperature"], sent["max_completion_tokens"]) == (0.3, 50)
+    assert "max_tokens" not in sent
+
+
 def test_the_prompt_holds_the_visible_part_only(server: Running) -> None:
     _answers(server, RIGHT)
     _verified(server)
