@@ -122,6 +122,21 @@ def find(name: str, *, data: Path | None = None, store: Store | None = None) -> 
     raise BenchmarkError(f"no benchmark {name!r}; known are {', '.join(NAMES)}, or a file of tasks")
 
 
+def present(directory: Path | None) -> list[Benchmark]:
+    """Every benchmark whose rows lie in a directory.
+
+    Rows that cannot be read are an error when the benchmark is asked for its tasks.
+    """
+    found = []
+    for name, entry in ENTRIES.items():
+        try:
+            path = _file(name, entry, directory)
+        except BenchmarkError:
+            continue
+        found.append(entry.make(path))
+    return found
+
+
 def _file(name: str, entry: Entry, data: Path | None) -> Path:
     if data is None:
         raise BenchmarkError(

@@ -421,6 +421,21 @@ async def test_feedback_on_an_erased_choice_is_no_case(world: World) -> None:
     assert cycle.report["collect"]["failures"]["cases"] == len(world.right) - 1
 
 
+async def test_whatever_may_be_examined_with_is_not_learned(world: World) -> None:
+    asked = world.store.interactions()[0]
+    assert asked.spec is not None
+    task = {"id": "t1", "text": asked.messages[-1]["content"], "spec": asked.spec}
+    (world.directory / "mbpp.jsonl").write_text(json.dumps(task) + "\n")
+    cycle = world.start(dry_run=True, benchmarks_dir=world.directory)
+    cycle = await world.run(cycle)
+    assert cycle.state is CycleState.SUCCEEDED, cycle.error
+    assert "examination: same text" in cycle.report["build"]["dropped"]
+    assert cycle.report["build"]["rows"] == len(world.right) - 1
+    (world.directory / "mbpp.jsonl").write_text("{}\n")
+    cycle = await world.run(world.start(dry_run=True, benchmarks_dir=world.directory))
+    assert cycle.state is CycleState.FAILED, "what cannot be read cannot be kept out"
+
+
 # --- the other recipes ---------------------------------------------------------------------------
 
 GAMES = "team,points,pace\n" + "".join(
