@@ -82,6 +82,8 @@ OUTSIDE = frozenset(
 )
 """Errors that speak of files, network, input or libraries that are not there."""
 LEAST_WORDS = 6
+LATIN = 0x24F
+"""The last of the Latin letters: an opening in English must not go on in another script."""
 COPIED_CHARS = 30
 
 
@@ -525,10 +527,10 @@ class _Found:
 
 def summary_messages(code: str, opening: str) -> list[Json]:
     """The request for a problem to a given response, and the first words of the answer."""
+    # Asked about special cases, small models make some up; told not to show code, they pass it on.
     content = (
-        "Below is the response to a programming problem. Write the problem: what somebody asked, "
-        "who has not seen the code. Say what goes in, what must come out, and what happens in "
-        f"special cases. Do not show or mention the code.\n\n{fenced(code)}"
+        "Below is the response to a programming problem. Write the problem, as somebody asked it "
+        f"who has not seen the code: what goes in, and what must come out.\n\n{fenced(code)}"
     )
     # No blank at the end: it would keep the model from its usual next token.
     return [
@@ -538,17 +540,31 @@ def summary_messages(code: str, opening: str) -> list[Json]:
 
 
 def tidy(opening: str, continuation: str) -> str:
-    """The instruction: opening and continuation, without the words that lead up to code."""
+    """The instruction: opening and continuation, without what leads up to a solution."""
     glue = "" if continuation[:1] in ("", " ", ",", "\n") else " "
     text = f"{opening}{glue}{continuation.split(FENCE)[0]}".strip()
+    text = _SOLUTION.split(text)[0].strip()
     lines = text.splitlines()
     while len(lines) > 1 and (not lines[-1].strip() or lines[-1].rstrip().endswith(":")):
         lines.pop()
+    if lines and lines[-1].rstrip().endswith(":"):
+        lines[-1] = _LAST_SENTENCE.sub("", lines[-1])
     return "\n".join(line.rstrip() for line in lines).strip()
 
 
+_SOLUTION = re.compile(
+    r"(?:(?<=[.!?:])|^)[ \t]*(?:\*\*|#+ )?(?:"
+    r"here(?:'s| is) (?:how|an? (?:example )?(?:implementation|solution)"
+    r"|the (?:code|solution|implementation))"
+    r"|in this solution|this solution (?:works|uses)|to solve this"
+    r"|(?:the )?solution:|explanation:)",
+    re.I | re.M,
+)
+"""Where a summary goes over from the problem to its solution."""
+_LAST_SENTENCE = re.compile(r"(?<=[.!?])\s+[^.!?]*:\s*$")
 _SPEAKS_OF_CODE = re.compile(
-    r"\b(?:the|this|above|given|provided|following|my|your) "
+    r"\b(?:do not|don't|without|not) (?:show|include|mention)\w* (?:any |the )?(?:actual )?code\b"
+    r"|\b(?:the|this|above|given|provided|following|my|your) "
     r"(?:python )?(?:code|snippet|implementation|response)\b|\bcode (?:above|below)\b",
     re.I,
 )
@@ -562,6 +578,8 @@ def unfit(text: str, code: str, *, cut: bool) -> str | None:
         return "summary too short"
     if _SPEAKS_OF_CODE.search(text):
         return "summary speaks of the code"
+    if any(c.isalpha() and ord(c) > LATIN and c not in code for c in text):
+        return "summary changes its script"
     lines = {line.strip() for line in code.splitlines()}
     told = {line.strip() for line in text.splitlines()}
     if any(len(line) >= COPIED_CHARS for line in lines & told) or re.search(

@@ -296,6 +296,15 @@ async def test_the_controls_of_order(tmp_path: Path) -> None:
             "summary speaks of the code",
         ),
         ("Write a Python function, as in the given code, for sums.", "summary speaks of the code"),
+        (
+            "Write a Python function that adds. However, do not include any actual code.",
+            "summary speaks of the code",
+        ),
+        (
+            "Write a Python function that adds two 数字 and returns them.",
+            "summary changes its script",
+        ),
+        ("Write a Python function that adds two naïve numbers to 総.", None),
         ("Write a Python function like this one:\ndef add(a, b):\n    pass", "summary holds code"),
         (
             "Write a Python function so that\n  total = first_number + second_number",
@@ -304,7 +313,7 @@ async def test_the_controls_of_order(tmp_path: Path) -> None:
     ],
 )
 def test_what_is_no_instruction(text: str, why: str | None) -> None:
-    code = "def add(first_number, second_number):\n    total = first_number + second_number\n"
+    code = "def add(first_number, second_number):  # 総\n    total = first_number + second_number\n"
     assert unfit(text, code, cut=False) == why
     assert unfit(text, code, cut=True) == "summary cut off"
 
@@ -315,6 +324,27 @@ def test_instructions_end_before_the_words_that_lead_up_to_code() -> None:
         "Write a Python class for stacks.\n\nIt can push and pop."
     )
     assert tidy("I want a Python", "script that sorts.") == "I want a Python script that sorts."
+
+
+@pytest.mark.parametrize(
+    "after",
+    [
+        " Here's how you can implement it:",
+        " For example:",
+        "\n\n**Solution:**\n1. Sort the list.\n2. Return it.",
+        "\n\nTo solve this problem, we sort.",
+        "\n\nIn this solution:\n1. The list is sorted.",
+        " Here is an example implementation in Python, which sorts.",
+    ],
+)
+def test_instructions_end_before_their_solution(after: str) -> None:
+    said = " function that sorts a list. The input: a list of numbers."
+    assert tidy("Write a Python", said + after) == f"Write a Python{said}"
+
+
+def test_a_colon_within_an_instruction_stays() -> None:
+    said = " function with these parameters:\n- items: a list\n- key: here is the name to sort by"
+    assert tidy("Write a Python", said) == f"Write a Python{said}"
 
 
 def test_docstrings_are_taken_out_and_nothing_else() -> None:
