@@ -34,7 +34,7 @@ SCANNED_ROWS = 20_000
 
 Limit = Annotated[int, Query(ge=1, le=100)]
 After = Annotated[str | None, Query(max_length=100)]
-Order = Literal["asc", "desc"]
+Order = Literal["desc"]
 
 
 @router.get("", responses=errors(400, 503))
@@ -46,8 +46,6 @@ async def list_stored(
     order: Order = "desc",
 ) -> dict[str, Any]:
     """List completions, narrowed by `model` and `metadata[key]=value`; newest first only."""
-    if order != "desc":
-        raise BadRequest("only order=desc is offered", param="order")
     state, identity = current(request), request.state.identity
     wanted = {
         name[len("metadata[") : -1]: value
