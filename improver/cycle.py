@@ -417,7 +417,14 @@ class CycleRun:
             judgement,
             timeout_s=self.plan.swap_timeout_s,
         )
-        return done.as_json()
+        keep = self.plan.improver.adapters
+        erased = await asyncio.to_thread(
+            release.tidy,
+            self.means.registry,
+            keep_recent=keep.keep_recent,
+            keep_best=keep.keep_best,
+        )
+        return done.as_json() | {"erased": erased}
 
     # --- what the stages share -----------------------------------------------------------------
 

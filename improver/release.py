@@ -8,6 +8,7 @@ and leaves a receipt; a promotion that it cannot prove is taken back by the serv
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from dataclasses import dataclass
 from datetime import datetime
@@ -15,9 +16,12 @@ from datetime import datetime
 from improver.errors import SwapError
 from improver.policy import Policy
 from improver.types import Judgement
+from ops.errors import OpsError
 from ops.records import AdapterState, Alias, Decision, Json, SwapReceipt, now
 from ops.registry import Registry
 from ops.store import Store
+
+logger = logging.getLogger(__name__)
 
 ACTOR = "improver"
 RECEIPT_S = 3.0
@@ -65,7 +69,12 @@ async def release(
         reason = judgement.reason
         if judgement.decision is Decision.CONTINUE:
             reason = f"undecided within the budget: {reason}"
-        if adapter.state in (AdapterState.BUILT, AdapterState.EXAMINED):
+        if adapter.state in (
+            AdapterState.BUILT,
+            AdapterState.EXAMINED,
+            AdapterState.SHADOW,
+            AdapterState.CANARY,
+        ):
             registry.reject(version, actor=ACTOR, reason=reason, evidence=judgement.numbers)
         elif registry.at(Alias.CANDIDATE) == adapter:
             registry.nominate(None)
@@ -90,6 +99,16 @@ async def release(
     swap = _swap(receipts[0], after_s) if receipts else None
     reason = judgement.reason if kept else (receipts[0].reason if receipts else "taken back")
     return Release(state=state, reason=reason, swap=swap)
+
+
+def tidy(registry: Registry, *, keep_recent: int, keep_best: int) -> list[str]:
+    """Erase old versions as the settings say; what stands in the way is logged, and no more."""
+    try:
+        erased = registry.retain(keep_recent=keep_recent, keep_best=keep_best, actor=ACTOR)
+    except (OpsError, OSError):
+        logger.exception("old adapters could not be erased", extra={"action": "retain"})
+        return []
+    return [adapter.name for adapter in erased]
 
 
 async def _receipts(

@@ -245,6 +245,30 @@ def adapters_reject(
     print(f"{adapter.name} is rejected")
 
 
+@adapters.command("retain")
+def adapters_retain(
+    recent: Annotated[int | None, typer.Option(min=1, help="how many of the newest")] = None,
+    best: Annotated[
+        int | None, typer.Option(min=0, help="how many of the best beside them")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="only say what would go")] = False,
+    data_dir: DataDir = None,
+    config: ConfigFile = None,
+) -> None:
+    """Erase the files of old versions: never of the champion, the way back, or one at work."""
+    settings = _settings(config, data_dir)
+    keep = settings.improver.adapters
+    recent = keep.keep_recent if recent is None else recent
+    best = keep.keep_best if best is None else best
+    with _registry(settings) as (_, registry):
+        if dry_run:
+            gone = registry.expendable(keep_recent=recent, keep_best=best)
+        else:
+            gone = registry.retain(keep_recent=recent, keep_best=best, actor=_actor())
+    names = ", ".join(adapter.name for adapter in gone) or "none"
+    print(f"{'would be erased' if dry_run else 'erased'}: {names}")
+
+
 @adapters.command("rollback")
 @app.command()
 def rollback(

@@ -1,23 +1,83 @@
 """Adapter versions: what they are, what state they are in, and which one `code` means.
 
 A version is a sealed directory (`ops.artifacts`) and a row. It never changes; only its state does,
-each time with actor, reason and evidence. The alias `champion` is what `code` should answer with;
-unset means the base model. The server follows the aliases and proves each swap before it obeys
-(`server.adapters`); it comes back here with `refuse` when it cannot.
+each time with actor, reason and evidence:
+
+    built -> examined -> shadow -> canary -> champion -> retired -> erased
+                  any of these before champion -> rejected -> erased
+
+`shadow` and `canary` are optional steps of a promotion. They are states and their history alone:
+the version is kept loaded beside the champion under its pinned name, and no traffic is split here.
+
+The alias `champion` is what `code` should answer with; unset means the base model. The server
+follows the aliases and proves each swap before it obeys (`server.adapters`); it comes back here
+with `refuse` when it cannot. Every change is one transaction that compares what it was decided on,
+so that of two processes one loses, and a killed one leaves either the old or the new. Files go
+last: a version is erased in the record first and on disk afterwards (`sweep` ends what was begun).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from ops import artifacts
-from ops.errors import ArtifactError, NotFound, RegistryError
-from ops.records import Adapter, AdapterState, Alias, Json, Transition, new_id, now
+from ops.errors import ArtifactError, Conflict, NotFound, RegistryError
+from ops.records import (
+    Adapter,
+    AdapterState,
+    Alias,
+    CycleState,
+    DatasetRow,
+    Json,
+    Transition,
+    new_id,
+    now,
+)
 from ops.store import Store
 
-_PROMOTABLE = {AdapterState.EXAMINED, AdapterState.RETIRED}
-_FORCED = _PROMOTABLE | {AdapterState.BUILT, AdapterState.REJECTED}
+_STEPS: Mapping[AdapterState, frozenset[AdapterState]] = {
+    AdapterState.EXAMINED: frozenset((AdapterState.BUILT, AdapterState.REJECTED)),
+    AdapterState.SHADOW: frozenset((AdapterState.EXAMINED,)),
+    AdapterState.CANARY: frozenset((AdapterState.EXAMINED, AdapterState.SHADOW)),
+    AdapterState.CHAMPION: frozenset(
+        (AdapterState.EXAMINED, AdapterState.SHADOW, AdapterState.CANARY, AdapterState.RETIRED)
+    ),
+    AdapterState.REJECTED: frozenset(
+        (
+            AdapterState.BUILT,
+            AdapterState.EXAMINED,
+            AdapterState.SHADOW,
+            AdapterState.CANARY,
+            AdapterState.RETIRED,
+        )
+    ),
+    AdapterState.ERASED: frozenset(
+        (
+            AdapterState.BUILT,
+            AdapterState.EXAMINED,
+            AdapterState.RETIRED,
+            AdapterState.REJECTED,
+        )
+    ),
+}
+"""From which states a state is reached without force. A champion leaves by `_leave_champion`."""
+_FORCED = _STEPS[AdapterState.CHAMPION] | {AdapterState.BUILT, AdapterState.REJECTED}
+ABANDONED_S = 3600.0
+"""Files that nothing in the record names are swept when they are older than this."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lineage:
+    """What a version was made of. Its dataset rows name interactions and feedback."""
+
+    adapter: Adapter
+    rows: list[DatasetRow]
+    interaction_ids: list[str]
+    feedback_ids: list[str]
 
 
 class Registry:
@@ -45,11 +105,11 @@ class Registry:
 
         Raises:
             ArtifactError: the content cannot be sealed.
+            RegistryError: a version of this content was erased; it stays erased.
         """
         digest, path = artifacts.seal(self._directory, write)
-        for known in self._store.adapters():
-            if known.sha256 == digest:
-                return known
+        if (known := self._of_content(digest)) is not None:
+            return known
         adapter = Adapter(
             version=0,  # the store assigns it
             sha256=digest,
@@ -64,7 +124,19 @@ class Registry:
             lineage=lineage,
         )
         first = _transition(adapter, None, AdapterState.BUILT, actor, "trained", {})
-        return self._store.add_adapter(adapter, first)
+        try:
+            return self._store.add_adapter(adapter, first)
+        except Conflict:  # another process added the same content meanwhile
+            known = self._of_content(digest)
+            if known is None:
+                raise
+            return known
+
+    def _of_content(self, digest: str) -> Adapter | None:
+        known = next((a for a in self._store.adapters() if a.sha256 == digest), None)
+        if known is not None and known.state is AdapterState.ERASED:
+            raise RegistryError(f"{known.name} had this very content and was erased")
+        return known
 
     def verify(self, adapter: Adapter) -> Path:
         """Read the adapter's files again and return their directory.
@@ -97,18 +169,68 @@ class Registry:
         version = self._store.aliases().get(alias)
         return None if version is None else self._store.adapter(version)
 
+    def lineage(self, version: int) -> Lineage:
+        """Return what a version was made of; `Store.adapters_taught_by` is the way back.
+
+        Raises:
+            NotFound: there is no such version.
+        """
+        adapter = self.get(version)
+        rows = self._store.dataset(adapter.cycle_id) if adapter.cycle_id else []
+        used = set(adapter.lineage.get("rows", [row.row_id for row in rows if row.kept]))
+        taught = [row for row in rows if row.kept and row.row_id in used]
+        return Lineage(
+            adapter=adapter,
+            rows=taught,
+            interaction_ids=list(dict.fromkeys(i for row in taught for i in row.interaction_ids)),
+            feedback_ids=list(dict.fromkeys(i for row in taught for i in row.feedback_ids)),
+        )
+
     def examined(self, version: int, *, actor: str, reason: str, evidence: Json) -> None:
         """Record that the gate has its numbers."""
         adapter = self.get(version)
-        self._require(adapter, {AdapterState.BUILT, AdapterState.REJECTED}, "examined")
+        self._require(adapter, _STEPS[AdapterState.EXAMINED], "examined")
         self._store.transition(
             [_transition(adapter, adapter.state, AdapterState.EXAMINED, actor, reason, evidence)]
         )
 
+    def shadow(
+        self, version: int, *, actor: str, reason: str, evidence: Json | None = None
+    ) -> None:
+        """Let a version answer beside the champion, for nobody to see; it is kept loaded.
+
+        Raises:
+            RegistryError: its state does not allow it.
+        """
+        self._beside(version, AdapterState.SHADOW, actor, reason, evidence)
+
+    def canary(
+        self, version: int, *, actor: str, reason: str, evidence: Json | None = None
+    ) -> None:
+        """Mark a version as one that may answer some; it is kept loaded beside the champion.
+
+        Raises:
+            RegistryError: its state does not allow it.
+        """
+        self._beside(version, AdapterState.CANARY, actor, reason, evidence)
+
+    def _beside(
+        self, version: int, state: AdapterState, actor: str, reason: str, evidence: Json | None
+    ) -> None:
+        adapter = self.get(version)
+        self._require(adapter, _STEPS[state], f"made {state}")
+        self.verify(adapter)
+        change = _transition(adapter, adapter.state, state, actor, reason, evidence or {})
+        self._store.transition([change], {Alias.CANDIDATE: version})
+
     def nominate(self, version: int | None) -> None:
-        """Point the alias `candidate` at a version, or clear it: servers load it beside `code`."""
-        if version is not None:
-            self.get(version)
+        """Point the alias `candidate` at a version, or clear it: servers load it beside `code`.
+
+        Raises:
+            RegistryError: the version was erased.
+        """
+        if version is not None and self.get(version).state is AdapterState.ERASED:
+            raise RegistryError(f"code@v{version} is erased and cannot be nominated")
         self._store.transition([], {Alias.CANDIDATE: version})
 
     def promote(
@@ -135,7 +257,7 @@ class Registry:
             Conflict: somebody else moved it meanwhile; nothing was changed.
         """
         adapter = self.get(version)
-        allowed = _FORCED if force else _PROMOTABLE
+        allowed = _FORCED if force else _STEPS[AdapterState.CHAMPION]
         self._require(adapter, allowed, "promoted" if force else "promoted without --force")
         self.verify(adapter)
         previous = self.at(Alias.CHAMPION)
@@ -156,6 +278,8 @@ class Registry:
                 Alias.ROLLBACK: previous.version if previous else None,
                 Alias.CANDIDATE: None,
             },
+            # Of two processes that promote at once, the second finds another champion and stops.
+            require={Alias.CHAMPION: previous.version if previous else None},
         )
 
     def reject(
@@ -167,8 +291,7 @@ class Registry:
             RegistryError: its state does not allow it.
         """
         adapter = self.get(version)
-        allowed = {AdapterState.BUILT, AdapterState.EXAMINED, AdapterState.RETIRED}
-        self._require(adapter, allowed, "rejected")
+        self._require(adapter, _STEPS[AdapterState.REJECTED], "rejected")
         moves: dict[Alias, int | None] = {
             alias: None
             for alias, at in self._store.aliases().items()
@@ -177,7 +300,7 @@ class Registry:
         change = _transition(
             adapter, adapter.state, AdapterState.REJECTED, actor, reason, evidence or {}
         )
-        self._store.transition([change], moves)
+        self._store.transition([change], moves, require=dict.fromkeys(moves, version))
 
     def rollback(self, *, actor: str, reason: str) -> Adapter | None:
         """Put the previous champion back and return it; None means the base model.
@@ -210,11 +333,109 @@ class Registry:
         self._store.transition(
             changes,
             {Alias.CHAMPION: back.version if back else None, Alias.ROLLBACK: None},
+            require={
+                Alias.CHAMPION: champion.version,
+                Alias.ROLLBACK: back.version if back else None,
+            },
         )
         return back
 
+    # --- retention -----------------------------------------------------------------------------
+
+    def erase(self, version: int, *, actor: str, reason: str) -> None:
+        """Erase a version: from the record first, then its files. Its history stays.
+
+        Raises:
+            RegistryError: an alias points at it, or its state does not allow it.
+            Conflict: somebody else moved it meanwhile; nothing was changed.
+        """
+        adapter = self.get(version)
+        self._require(adapter, _STEPS[AdapterState.ERASED], "erased")
+        pointing = [alias for alias, at in self._store.aliases().items() if at == version]
+        if pointing:
+            raise RegistryError(f"{adapter.name} is the {pointing[0]} and cannot be erased")
+        change = _transition(adapter, adapter.state, AdapterState.ERASED, actor, reason, {})
+        self._store.transition([change], unpointed=version)
+        self._remove(Path(adapter.directory))
+
+    def expendable(self, *, keep_recent: int, keep_best: int) -> list[Adapter]:
+        """Return the versions that retention would erase, newest first.
+
+        Kept are the newest, the best by the share of target tasks they solved, whatever an alias
+        points at (so never the way back), and what a running cycle has in hand.
+
+        Args:
+            keep_recent: how many of the newest, at least 1.
+            keep_best: how many of the best beside them.
+        """
+        adapters = [a for a in self._store.adapters() if a.state is not AdapterState.ERASED]
+        kept = set(self._store.aliases().values())
+        kept |= {a.version for a in adapters[: max(1, keep_recent)]}
+        scored = [(score, a.version) for a in adapters if (score := self._score(a)) is not None]
+        kept |= {version for _, version in sorted(scored, reverse=True)[:keep_best]}
+        busy = {c.id for c in self._store.cycles(state=CycleState.RUNNING)}
+        return [
+            a
+            for a in adapters
+            if a.version not in kept
+            and a.cycle_id not in busy
+            and a.state in _STEPS[AdapterState.ERASED]
+        ]
+
+    def retain(self, *, keep_recent: int, keep_best: int, actor: str) -> list[Adapter]:
+        """Erase what `expendable` names, sweep, and return what was erased."""
+        erased = []
+        reason = f"not among the {keep_recent} newest or the {keep_best} best"
+        for adapter in self.expendable(keep_recent=keep_recent, keep_best=keep_best):
+            try:
+                self.erase(adapter.version, actor=actor, reason=reason)
+            except (Conflict, RegistryError):  # it was promoted or nominated meanwhile
+                continue
+            erased.append(adapter)
+        self.sweep()
+        return erased
+
+    def sweep(self, *, abandoned_s: float = ABANDONED_S) -> list[Path]:
+        """Remove what killed processes left: files of erased versions, drafts, unnamed content.
+
+        Args:
+            abandoned_s: how old drafts and unnamed content must be; another process may be at it.
+
+        Returns:
+            What was removed.
+        """
+        if not self._directory.is_dir():
+            return []
+        states = {Path(a.directory).name: a.state for a in self._store.adapters()}
+        before = time.time() - abandoned_s
+        removed = []
+        for path in sorted(self._directory.iterdir()):
+            state = states.get(path.name)
+            if state is AdapterState.ERASED or (state is None and path.stat().st_mtime < before):
+                self._remove(path)
+                removed.append(path)
+        return removed
+
+    def _remove(self, directory: Path) -> None:
+        """Remove a directory so that a kill never leaves half of it under its own name."""
+        away = self._directory / f".erased-{new_id()}"
+        try:
+            directory.rename(away)
+        except FileNotFoundError:
+            return
+        shutil.rmtree(away, ignore_errors=True)
+
+    def _score(self, adapter: Adapter) -> float | None:
+        """Share of target tasks it solved when it was last examined."""
+        found = [
+            (t.evidence.get("target") or {}).get("candidate")
+            for t in self._store.transitions(adapter.version)
+            if t.to_state is AdapterState.EXAMINED
+        ]
+        return float(found[-1]) if found and isinstance(found[-1], (int, float)) else None
+
     @staticmethod
-    def _require(adapter: Adapter, allowed: set[AdapterState], verb: str) -> None:
+    def _require(adapter: Adapter, allowed: frozenset[AdapterState], verb: str) -> None:
         if adapter.state not in allowed:
             raise RegistryError(f"{adapter.name} is {adapter.state} and cannot be {verb}")
 

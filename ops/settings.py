@@ -290,6 +290,13 @@ class GateSettings(Section):
     temperature: float = Field(0.0, ge=0)
 
 
+class RetentionOfAdapters(Section):
+    """Which adapter versions keep their files."""
+
+    keep_recent: int = Field(10, ge=1, description="the newest versions")
+    keep_best: int = Field(5, ge=0, description="beside them those that solved most target tasks")
+
+
 class ImproverSettings(Section):
     """The improvement cycle."""
 
@@ -306,6 +313,7 @@ class ImproverSettings(Section):
     inverse_instruct: InverseInstructSettings = InverseInstructSettings()
     screen: ScreenSettings = ScreenSettings()
     gate: GateSettings = GateSettings()
+    adapters: RetentionOfAdapters = RetentionOfAdapters()
 
 
 def default_data_dir() -> Path:

@@ -807,14 +807,27 @@ class Store:
         return self._select(Adapter, sa.select(adapters).order_by(adapters.c.version.desc()))
 
     def transition(
-        self, changes: Sequence[Transition], moves: Mapping[Alias, int | None] | None = None
+        self,
+        changes: Sequence[Transition],
+        moves: Mapping[Alias, int | None] | None = None,
+        *,
+        require: Mapping[Alias, int | None] | None = None,
+        unpointed: int | None = None,
     ) -> None:
         """Change states and move aliases (None clears) in one transaction.
 
+        Args:
+            changes: the states, each with where it must still be.
+            moves: the aliases.
+            require: where aliases must still point.
+            unpointed: a version that no alias may point at.
+
         Raises:
-            Conflict: an adapter is not in its `from_state` any more; nothing was changed.
+            Conflict: an adapter is not in its `from_state` any more, or an alias has moved;
+                nothing was changed.
         """
         with self._write() as connection:
+            self._require_aliases(connection, require or {}, unpointed)
             for change in changes:
                 where = sa.and_(
                     adapters.c.version == change.version, adapters.c.state == change.from_state
@@ -828,6 +841,21 @@ class Store:
                 if version is not None:
                     row = {"alias": alias, "version": version, "moved_at": now()}
                     connection.execute(sa.insert(aliases).values(row))
+
+    def _require_aliases(
+        self, connection: Connection, require: Mapping[Alias, int | None], unpointed: int | None
+    ) -> None:
+        if not require and unpointed is None:
+            return
+        if not self._sqlite:  # BEGIN IMMEDIATE serialises SQLite's writers already
+            connection.execute(sa.text("LOCK TABLE aliases IN EXCLUSIVE MODE"))
+        rows = connection.execute(sa.select(aliases.c.alias, aliases.c.version))
+        found = {row.alias: row.version for row in rows}
+        for alias, version in require.items():
+            if found.get(alias) != version:
+                raise Conflict(f"the alias {alias} does not point at {version} any more")
+        if unpointed is not None and unpointed in found.values():
+            raise Conflict(f"an alias points at adapter v{unpointed}")
 
     def transitions(self, version: int) -> list[Transition]:
         """Return what happened to an adapter, oldest first."""

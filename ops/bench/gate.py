@@ -41,10 +41,11 @@ EFFECTS = (-0.05, -0.02, 0.0, 0.02, 0.05, 0.10)
 BUDGETS = (88, 200, 500, 1000)
 RULES = Rules()
 GUARD_TASKS, GUARD_DISAGREE, VAULT_SHARE = 20, 0.1, 0.25
-Draws = tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]
+Numbers = np.ndarray[Any, Any]
+Draws = tuple[Numbers, Numbers]
 
 
-def log_evidence(most: int) -> np.ndarray[Any, Any]:
+def log_evidence(most: int) -> Numbers:
     """`log(e_value(won, lost))` for all won + lost <= most, by [won, lost]."""
     log_factorial = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, most + 2)))])
     table = np.full((most + 1, most + 1), -np.inf)
@@ -56,10 +57,9 @@ def log_evidence(most: int) -> np.ndarray[Any, Any]:
         table[won, n - won] = (
             log_factorial[won] + log_factorial[n - won] - log_factorial[n + 1] + tail
         )
-    for won, lost in ((0, 0), (7, 0), (12, 5), (3, 20)):
-        if won + lost <= most and not math.isclose(
-            table[won, lost], math.log(e_value(won, lost)), abs_tol=1e-9
-        ):
+    for b, c in ((0, 0), (7, 0), (12, 5), (3, 20)):
+        known = math.log(e_value(b, c))
+        if b + c <= most and not math.isclose(float(table[b, c]), known, abs_tol=1e-9):
             raise RuntimeError("the table disagrees with the gate's own arithmetic")
     return table
 
@@ -73,13 +73,13 @@ def draw(rng: np.random.Generator, runs: int, tasks: int, disagree: float, effec
     return won.cumsum(axis=1, dtype=np.int16), lost.cumsum(axis=1, dtype=np.int16)
 
 
-def looks(tasks: int) -> np.ndarray[Any, Any]:
+def looks(tasks: int) -> Numbers:
     """After how many tasks somebody looks, the end included; as places."""
     places = np.arange(ROUND_TASKS, tasks, ROUND_TASKS)
     return np.append(places, tasks) - 1
 
 
-def gate(draws: Draws, table: np.ndarray[Any, Any]) -> tuple[np.ndarray[Any, Any], float]:
+def gate(draws: Draws, table: Numbers) -> tuple[Numbers, float]:
     """Whether each run is promoted, and how many tasks a run takes on average."""
     won, lost = (side[:, looks(side.shape[1])].astype(int) for side in draws)
     threshold = math.log(RULES.threshold)
@@ -91,8 +91,8 @@ def gate(draws: Draws, table: np.ndarray[Any, Any]) -> tuple[np.ndarray[Any, Any
 
 
 def all_suites(
-    rng: np.random.Generator, draws: Draws, table: np.ndarray[Any, Any], disagree: float, e: float
-) -> np.ndarray[Any, Any]:
+    rng: np.random.Generator, draws: Draws, table: Numbers, disagree: float, e: float
+) -> Numbers:
     """The gate with a guard and a vault: part of the tasks is kept for the vault."""
     tasks = draws[0].shape[1]
     vault = round(tasks * VAULT_SHARE)
@@ -108,13 +108,15 @@ def all_suites(
     return promoted
 
 
-def z_looking(draws: Draws) -> np.ndarray[Any, Any]:
+def z_looking(draws: Draws) -> Numbers:
     """A one-sided z test on the discordant pairs at every look."""
     won, lost = (side[:, looks(side.shape[1])].astype(float) for side in draws)
-    return ((won - lost) / np.sqrt(np.maximum(won + lost, 1)) > 1.645).any(axis=1)
+    z: Numbers = (won - lost) / np.sqrt(np.maximum(won + lost, 1))
+    promoted: Numbers = np.any(z > 1.645, axis=1)
+    return promoted
 
 
-def sign_test(draws: Draws) -> np.ndarray[Any, Any]:
+def sign_test(draws: Draws) -> Numbers:
     """An exact sign test after all tasks."""
     won, lost = (side[:, -1].astype(int) for side in draws)
     most = int((won + lost).max())
@@ -126,7 +128,8 @@ def sign_test(draws: Draws) -> np.ndarray[Any, Any]:
             k -= 1
             tail += math.comb(n, k) / 2**n
         critical[n] = k
-    return won >= critical[won + lost]
+    promoted: Numbers = won >= critical[won + lost]
+    return promoted
 
 
 def simulate(runs: int, seed: int, disagree: float) -> list[dict[str, Any]]:

@@ -235,6 +235,17 @@ def test_a_transition_from_a_stale_state_changes_nothing(store: Store) -> None:
     assert len(store.transitions(adapter.version)) == 1
 
 
+def test_a_transition_decided_on_a_moved_alias_changes_nothing(store: Store) -> None:
+    adapter = store.add_adapter(_adapter(), _built())
+    store.transition([], {Alias.CHAMPION: adapter.version}, require={Alias.CHAMPION: None})
+    for demand in ({"require": {Alias.CHAMPION: None}}, {"unpointed": adapter.version}):
+        with pytest.raises(Conflict):
+            store.transition([], {Alias.CHAMPION: None}, **demand)
+        assert store.aliases() == {Alias.CHAMPION: adapter.version}
+    store.transition([], {Alias.CHAMPION: None}, require={Alias.CHAMPION: adapter.version})
+    assert store.aliases() == {}
+
+
 def test_a_lease_has_one_holder_until_it_expires(store: Store) -> None:
     store.take_lease("improver", "a", ttl_s=60)
     store.take_lease("improver", "a", ttl_s=60)

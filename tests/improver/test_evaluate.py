@@ -20,7 +20,7 @@ from improver.evaluate import (
     wait_for_candidate,
 )
 from improver.policy import Policy
-from improver.release import record_examination, release
+from improver.release import record_examination, release, tidy
 from improver.types import Arm, Judgement, Outcome, Suite
 from improver.workspace import Journal, Workspace
 from ops.records import AdapterState, Alias, Decision
@@ -319,3 +319,17 @@ def test_a_journal_loses_at_most_its_last_line(tmp_path: Path) -> None:
         assert journal.done == {"a": {"n": 1}, "b": {"n": 2}}
     with pytest.raises(ValueError, match="not open"):
         Journal(path).add("c", {})
+
+
+def test_tidying_up_never_fails_a_cycle(
+    store: Store, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    versions = [add(registry, content) for content in (b"a", b"b", b"c")]
+    assert tidy(registry, keep_recent=2, keep_best=0) == ["code@v1"]
+    assert registry.get(versions[0]).state is AdapterState.ERASED
+
+    def full(**options: object) -> None:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(registry, "retain", full)
+    assert tidy(registry, keep_recent=1, keep_best=0) == []

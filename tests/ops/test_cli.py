@@ -120,6 +120,12 @@ def server(store: Store) -> Iterator[list[SwapReceipt]]:
 # --- adapters -------------------------------------------------------------------------------
 
 
+def test_old_versions_are_erased_when_asked_for(run: Run, adapter: Adapter) -> None:
+    assert "would be erased: none" in run("adapters", "retain", "--dry-run").stdout
+    assert "erased: none" in run("adapters", "retain", "--recent", "1", "--best", "0").stdout
+    assert run("adapters", "retain", "--recent", "0").exit_code == 2
+
+
 def test_adapters_are_listed_and_shown(run: Run, adapter: Adapter) -> None:
     assert "code@v1" in run("adapters", "list").stdout
     rows = json.loads(run("adapters", "list", "--json").stdout)

@@ -1,13 +1,19 @@
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
+from threading import Barrier, Thread
 
 import pytest
 
-from ops.errors import ArtifactError, NotFound, RegistryError
-from ops.records import Adapter, AdapterState, Alias
+from ops.errors import ArtifactError, Conflict, NotFound, RegistryError
+from ops.records import Adapter, AdapterState, Alias, DatasetRow
 from ops.registry import Registry
 from ops.store import Store
+from tests.ops.records import cycle
 
 
 def _add(registry: Registry, content: str) -> Adapter:
@@ -105,3 +111,203 @@ def test_a_way_back_whose_files_are_gone_is_not_taken(registry: Registry, store:
     with pytest.raises(ArtifactError):
         registry.rollback(actor="me", reason="x")
     assert store.aliases()[Alias.CHAMPION] == second.version
+
+
+# --- steps of a promotion -------------------------------------------------------------------------
+
+
+def test_a_promotion_may_go_by_shadow_and_canary(registry: Registry, store: Store) -> None:
+    adapter = _add(registry, "a")
+    version = adapter.version
+    with pytest.raises(RegistryError, match="built and cannot be made shadow"):
+        registry.shadow(version, actor="me", reason="x")
+    registry.examined(version, actor="gate", reason="e = 21", evidence={"e": 21})
+    registry.shadow(version, actor="me", reason="idle night")
+    assert registry.at(Alias.CANDIDATE) == registry.get(version)
+    registry.canary(version, actor="me", reason="5 %", evidence={"share": 0.05})
+    with pytest.raises(RegistryError, match="canary and cannot be made shadow"):
+        registry.shadow(version, actor="me", reason="x")
+    registry.promote(version, actor="gate", reason="no worse")
+    assert store.aliases() == {Alias.CHAMPION: version}
+    history = store.transitions(version)
+    assert [t.to_state for t in history] == ["built", "examined", "shadow", "canary", "champion"]
+    assert (history[3].actor, history[3].reason, history[3].evidence) == (
+        "me",
+        "5 %",
+        {"share": 0.05},
+    )
+
+
+def test_a_canary_can_be_rejected_and_is_not_loaded_any_more(
+    registry: Registry, store: Store
+) -> None:
+    version = _add(registry, "a").version
+    registry.examined(version, actor="gate", reason="r", evidence={})
+    registry.canary(version, actor="me", reason="r")
+    registry.reject(version, actor="me", reason="slow")
+    assert store.aliases() == {}
+
+
+def test_lineage_goes_both_ways(registry: Registry, store: Store) -> None:
+    made = cycle()
+    store.add_cycle(made)
+    rows = [
+        DatasetRow(
+            cycle_id=made.id,
+            row_id=f"r{i}",
+            recipe="ilf",
+            kept=i < 2,
+            reason=None,
+            interaction_ids=["i1", f"i{i}"],
+            feedback_ids=["f1"],
+            prompt_sha256="",
+            program_sha256="",
+        )
+        for i in range(3)
+    ]
+    store.replace_dataset(made.id, rows)
+    adapter = registry.add(
+        lambda draft: (draft / "x").write_text("x") and None,
+        base_model="base",
+        base_sha256="ff",
+        rank=8,
+        recipe="ilf",
+        cycle_id=made.id,
+        lineage={"rows": ["r0"]},
+        actor="test",
+    )
+    found = registry.lineage(adapter.version)
+    assert [row.row_id for row in found.rows] == ["r0"]
+    assert (found.interaction_ids, found.feedback_ids) == (["i1", "i0"], ["f1"])
+    assert store.adapters_taught_by("i0") == [adapter]
+    assert registry.lineage(_add(registry, "b").version).rows == []
+
+
+# --- retention ------------------------------------------------------------------------------------
+
+
+def _scored(registry: Registry, content: str, score: float) -> int:
+    version = _add(registry, content).version
+    numbers = {"target": {"candidate": score}}
+    registry.examined(version, actor="gate", reason="r", evidence=numbers)
+    return version
+
+
+def test_retention_keeps_recent_and_best_and_never_the_way_back(
+    registry: Registry, store: Store
+) -> None:
+    first, second = _promoted(registry, "a"), _promoted(registry, "b")
+    best, *others = [_scored(registry, f"s{i}", 0.9 - i / 10) for i in range(5)]
+    erased = registry.retain(keep_recent=2, keep_best=1, actor="me")
+    assert [a.version for a in erased] == others[1::-1]
+    kept = {a.version for a in store.adapters() if a.state is not AdapterState.ERASED}
+    assert kept == {first.version, second.version, best, *others[2:]}
+    for adapter in store.adapters():
+        assert Path(adapter.directory).exists() is (adapter.version in kept)
+    assert registry.retain(keep_recent=2, keep_best=1, actor="me") == []
+    assert store.transitions(others[0])[-1].reason == "not among the 2 newest or the 1 best"
+    back = registry.rollback(actor="me", reason="x")
+    assert back is not None
+    assert back.version == first.version
+
+
+def test_what_a_running_cycle_has_in_hand_is_kept(registry: Registry, store: Store) -> None:
+    running = cycle(state="running")
+    store.add_cycle(running)
+    mine = registry.add(
+        lambda draft: (draft / "x").write_text("x") and None,
+        base_model="base",
+        base_sha256="ff",
+        rank=8,
+        recipe="ilf",
+        cycle_id=running.id,
+        lineage={},
+        actor="test",
+    )
+    _add(registry, "b")
+    assert registry.retain(keep_recent=1, keep_best=0, actor="me") == []
+    store.update_cycle(running.id, state="failed")
+    assert [a.version for a in registry.expendable(keep_recent=1, keep_best=0)] == [mine.version]
+
+
+def test_what_is_pointed_at_is_not_erased(registry: Registry) -> None:
+    first, second = _promoted(registry, "a"), _promoted(registry, "b")
+    with pytest.raises(RegistryError, match="is the rollback"):
+        registry.erase(first.version, actor="me", reason="x")
+    with pytest.raises(RegistryError, match="champion and cannot be erased"):
+        registry.erase(second.version, actor="me", reason="x")
+
+
+def test_erased_content_does_not_come_back(registry: Registry) -> None:
+    version = _add(registry, "a").version
+    registry.erase(version, actor="me", reason="x")
+    with pytest.raises(RegistryError, match="was erased"):
+        _add(registry, "a")
+    with pytest.raises(RegistryError, match="is erased"):
+        registry.nominate(version)
+    with pytest.raises(RegistryError, match="erased and cannot be promoted"):
+        registry.promote(version, actor="me", reason="x", force=True)
+    registry.sweep()
+    assert not Path(registry.get(version).directory).exists()
+
+
+# --- two processes, and kill -9 -------------------------------------------------------------------
+
+
+def test_of_two_that_promote_at_once_one_loses(
+    registry: Registry, store: Store, tmp_path: Path
+) -> None:
+    for round_ in range(4):
+        versions = [_scored(registry, f"{round_}{side}", 0.5) for side in "ab"]
+        barrier, lost = Barrier(2), []
+
+        def promote(version: int, barrier: Barrier = barrier, lost: list[int] = lost) -> None:
+            other = Store(store.url)
+            barrier.wait()
+            try:
+                Registry(other, tmp_path / "adapters").promote(version, actor="me", reason="x")
+            except Conflict:
+                lost.append(version)
+            finally:
+                other.close()
+
+        threads = [Thread(target=promote, args=(version,)) for version in versions]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        champions = [a.version for a in store.adapters() if a.state is AdapterState.CHAMPION]
+        assert champions == [store.aliases()[Alias.CHAMPION]]
+        # Either they met, and one lost; or one came after the other, and took its place.
+        assert len(lost) <= 1
+
+
+def test_a_base_model_that_was_replaced_meanwhile_is_noticed(
+    registry: Registry, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = (_scored(registry, text, 0.5) for text in "ab")
+    stale = Registry(store, Path(registry.get(first).directory).parent)
+    monkeypatch.setattr(stale, "at", lambda alias: None)
+    registry.promote(first, actor="me", reason="x")
+    with pytest.raises(Conflict, match="does not point at None any more"):
+        stale.promote(second, actor="me", reason="x")
+    assert registry.get(second).state is AdapterState.EXAMINED
+
+
+@pytest.mark.parametrize("operation", ["add", "promote", "rollback", "canary", "retain"])
+@pytest.mark.parametrize("step", [pytest.param(1, marks=pytest.mark.slow), 19])
+def test_a_kill_leaves_the_old_or_the_new_and_the_rest_can_be_done(
+    tmp_path: Path, operation: str, step: int
+) -> None:
+    script = Path(__file__).parent / "killed.py"
+    done = subprocess.run(
+        [sys.executable, str(script), str(tmp_path / "k"), operation, str(step)],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads(done.stdout)
+    assert found["violations"] == []
+    assert found["kills"] == -(-found["lines"] // step)
+    assert found["lines"] > 40
