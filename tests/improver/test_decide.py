@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -235,3 +236,15 @@ def test_a_candidate_whose_manner_drifted_is_rejected_with_the_numbers() -> None
     assert "25% of the champion's entropy" in judgement.text
     few = decide(outcomes(won=12, about=about), RULES)
     assert few.decision is Decision.PROMOTE
+
+
+def test_the_page_shows_a_judgement_as_it_is_written() -> None:
+    about = {
+        Arm.CHAMPION: {"answer_sha256": "a", "tokens": 71, "traits": {"entropy": 0.312}},
+        Arm.CANDIDATE: {"answer_sha256": "b", "tokens": 64, "traits": {"entropy": 0.287}},
+    }
+    found = outcomes(won=14, lost=2, both=26, neither=24, about=about)
+    found += outcomes(won=1, lost=1, both=6, neither=12, suite=Suite.GUARD, about=about)
+    page = Path(__file__).parents[2] / "ops" / "docs" / "examinations.md"
+    text = decide(found, RULES).text
+    assert text in page.read_text(encoding="utf-8"), text
