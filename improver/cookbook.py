@@ -10,7 +10,7 @@ Not here: making rows (the recipes), merging them (`cycle`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -205,20 +205,34 @@ def missing(
 
 
 def make_recipe(
-    name: str, settings: ImproverSettings, material: Material, runner: Runner
+    name: str,
+    settings: ImproverSettings,
+    material: Material,
+    runner: Runner,
+    *,
+    refiner: str | None = None,
 ) -> Recipe:
     """Return a recipe, ready to be run.
+
+    Args:
+        name: which.
+        settings: how much is sampled and kept.
+        material: what it starts from.
+        runner: the sandbox.
+        refiner: the model that ILF asks for refinements; unset: the served one.
 
     Raises:
         CycleError: there is none of that name.
     """
-    make = _MAKERS.get(name)
+    if name == Ilf.name:
+        return _ilf(settings, refiner)
+    make = {Gift4Code.name: _gift4code, InverseInstruct.name: _inverse_instruct}.get(name)
     if make is None:
         raise CycleError(f"no recipe {name!r}")
     return make(settings, material, runner)
 
 
-def _ilf(settings: ImproverSettings, material: Material, runner: Runner) -> Recipe:
+def _ilf(settings: ImproverSettings, refiner: str | None) -> Recipe:
     chosen = settings.ilf
     control = Control(chosen.control)
     return Ilf(
@@ -231,6 +245,7 @@ def _ilf(settings: ImproverSettings, material: Material, runner: Runner) -> Reci
                 chosen.demonstrations_per_refinement if chosen.demonstrations == "capped" else None
             ),
             control=control,
+            refiner=refiner,
         )
     )
 
@@ -276,10 +291,3 @@ def _inverse_instruct(settings: ImproverSettings, material: Material, runner: Ru
         max_answer_tokens=chosen.max_answer_tokens,
     )
     return InverseInstruct(options, snippets=material.snippets, runner=runner)
-
-
-_MAKERS: dict[str, Callable[[ImproverSettings, Material, Runner], Recipe]] = {
-    Ilf.name: _ilf,
-    Gift4Code.name: _gift4code,
-    InverseInstruct.name: _inverse_instruct,
-}

@@ -23,14 +23,24 @@ import subprocess
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Protocol
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from improver import cookbook, dataset, decide, drift, evaluate, release, screen, trainer
+from improver import (
+    cookbook,
+    dataset,
+    decide,
+    drift,
+    evaluate,
+    refiner,
+    release,
+    screen,
+    trainer,
+)
 from improver.benchmarks import catalogue
 from improver.benchmarks.base import Task
 from improver.benchmarks.builtin import Builtin
@@ -41,7 +51,7 @@ from improver.firewall import Firewall
 from improver.policy import Policy
 from improver.progress import Show
 from improver.recipes.base import Built, Tools
-from improver.recipes.ilf import Control, Ilf
+from improver.recipes.ilf import REFINER, Control, Ilf
 from improver.trace import Runner
 from improver.types import (
     Arm,
@@ -60,6 +70,7 @@ from improver.workspace import Journal, Workspace
 from ops.errors import OpsError
 from ops.models import Model
 from ops.records import (
+    Adapter,
     AdapterState,
     Alias,
     Cycle,
@@ -255,7 +266,6 @@ class CycleRun:
         with Journal(directory / "journal.jsonl") as journal:
             for name in recipes:
                 began = time.monotonic()
-                recipe = cookbook.make_recipe(name, settings, material, self.means.pool)
                 items = cookbook.items(name, settings, material)
                 tools = Tools(
                     policy=self.means.policy,
@@ -265,7 +275,11 @@ class CycleRun:
                     seed=settings.train.seed,
                     on_case=self._counter(items, name),
                 )
-                built[name] = await recipe.build(material.cases, tools)
+                if name == Ilf.name and settings.ilf.refiner == "own" and not self.plan.dry_run:
+                    built[name] = await self._refine(directory / "refiner", material, tools)
+                else:
+                    recipe = cookbook.make_recipe(name, settings, material, self.means.pool)
+                    built[name] = await recipe.build(material.cases, tools)
                 reports[name] = _told(built[name], time.monotonic() - began)
         rows = [row for found in built.values() for row in found.rows]
         drops = [drop for found in built.values() for drop in found.drops]
@@ -273,17 +287,42 @@ class CycleRun:
         write_lines(directory / "drops.jsonl", drops)
         return {"rows": len(rows), "dropped": _reasons(drops), "by_recipe": reports}
 
+    async def _refine(self, directory: Path, material: cookbook.Material, tools: Tools) -> Built:
+        """ILF with a refiner of its own, where there are corrections enough to train one."""
+        means, settings = self.means, self.plan.improver
+        directory.mkdir(exist_ok=True)
+        wanted = settings.ilf.corrections
+        rows, left = await refiner.corrections(
+            material.cases,
+            means.pool,
+            tools.firewall,
+            self._caps(),
+            wanted=wanted,
+            seed=settings.train.seed,
+        )
+        told: Json = {"corrections": len(rows), "corrections_wanted": wanted}
+        if len(rows) < wanted or len(left) < settings.ilf.min_rows:
+            recipe = cookbook.make_recipe(Ilf.name, settings, material, means.pool)
+            built = await recipe.build(material.cases, tools)
+            return replace(built, report=built.report | told)
+        write_lines(directory / "train.jsonl", rows)
+        adapter, _ = await self._adapter(directory, REFINER, rows)
+        async with refiner.serving(
+            means.store,
+            means.registry,
+            means.policy,
+            adapter.version,
+            timeout_s=self.plan.swap_timeout_s,
+        ) as refused:
+            name = None if refused else adapter.name
+            recipe = cookbook.make_recipe(Ilf.name, settings, material, means.pool, refiner=name)
+            built = await recipe.build(left, tools)
+        return replace(built, report=built.report | told | {"refiner_refused": refused})
+
     async def _screen(self, directory: Path) -> Json:
         rows = list(read_lines(self.workspace.stage("build") / "rows.jsonl", Row))
-        chosen = self.plan.improver.screen
-        caps = screen.Caps(
-            per_user=chosen.rows_per_user,
-            per_tenant=chosen.rows_per_tenant,
-            per_task=chosen.rows_per_task,
-            distrusted=frozenset(chosen.distrusted_users),
-        )
         found = await asyncio.to_thread(
-            screen.screen, rows, self._specs(rows), self._firewall(), caps
+            screen.screen, rows, self._specs(rows), self._firewall(), self._caps()
         )
         write_lines(directory / "rows.jsonl", found.rows)
         write_lines(directory / "drops.jsonl", found.drops)
@@ -297,7 +336,9 @@ class CycleRun:
             for place in ("build/drops", "screen/drops", "screen/quarantine")
             for drop in read_lines(self.workspace.stage(f"{place}.jsonl"), Drop)
         ]
-        dataset.keep_lineage(self.means.store, self.cycle.id, rows, drops)
+        # What a refiner learned is part of the cycle's lineage, though not of its dataset.
+        taught = list(read_lines(self.workspace.stage("build") / "refiner" / "train.jsonl", Row))
+        dataset.keep_lineage(self.means.store, self.cycle.id, [*rows, *taught], drops)
         least = {name: cookbook.least_rows(name, self.plan.improver) for name in self._recipes()}
         dataset.require(rows, least, drops)
         settings = self.plan.improver.train
@@ -311,6 +352,16 @@ class CycleRun:
         self._check_again(rows)
         for name in ("train.jsonl", "held_out.jsonl"):
             shutil.copyfile(made / name, directory / name)
+        adapter, trained = await self._adapter(directory, self.cycle.recipe, rows)
+        too_long = trained.get("rows_too_long", [])
+        dataset.drop_from_lineage(self.means.store, self.cycle.id, too_long, "too long")
+        self._update(adapter_version=adapter.version)
+        return {"version": adapter.version, "adapter": adapter.name, **trained}
+
+    async def _adapter(
+        self, directory: Path, recipe: str, rows: Sequence[Row]
+    ) -> tuple[Adapter, Json]:
+        """Train on the files in a directory and register what comes of it, with the report."""
         model = await asyncio.to_thread(self.means.resolve, self.plan.engine_model)
         job = self._job(model)
         trained = await self.means.train(
@@ -321,13 +372,12 @@ class CycleRun:
             on_progress=self._training_progress,
         )
         too_long = trained.get("rows_too_long", [])
-        dataset.drop_from_lineage(self.means.store, self.cycle.id, too_long, "too long")
         adapter = self.means.registry.add(
             lambda draft: _copy_files(directory / "adapter", draft),
             base_model=model.name,
             base_sha256=model.sha256,
             rank=job.rank,
-            recipe=self.cycle.recipe,
+            recipe=recipe,
             cycle_id=self.cycle.id,
             lineage={
                 "rows": [row.id for row in rows if row.id not in too_long],
@@ -337,8 +387,7 @@ class CycleRun:
             },
             actor=release.ACTOR,
         )
-        self._update(adapter_version=adapter.version)
-        return {"version": adapter.version, "adapter": adapter.name, **trained}
+        return adapter, trained
 
     async def _evaluate(self, directory: Path) -> Json:
         means = self.means
@@ -548,6 +597,15 @@ class CycleRun:
             seed=train.seed,
         )
 
+    def _caps(self) -> screen.Caps:
+        chosen = self.plan.improver.screen
+        return screen.Caps(
+            per_user=chosen.rows_per_user,
+            per_tenant=chosen.rows_per_tenant,
+            per_task=chosen.rows_per_task,
+            distrusted=frozenset(chosen.distrusted_users),
+        )
+
     def _version(self) -> int:
         return int(self.workspace.report("train")["version"])
 
@@ -580,8 +638,8 @@ class CycleRun:
 
     def _withdraw(self) -> None:
         """Take the candidate back, or servers would go on trying to load it."""
-        candidate = self.means.store.aliases().get(Alias.CANDIDATE)
-        if candidate is not None and candidate == self.cycle.adapter_version:
+        candidate = self.means.registry.at(Alias.CANDIDATE)
+        if candidate is not None and candidate.cycle_id == self.cycle.id:
             self.means.registry.nominate(None)
 
     def _report(self) -> Json:

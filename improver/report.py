@@ -81,8 +81,20 @@ def _ilf(part: Json) -> list[str]:
         f"{part['cases_refined']} of {part['cases']} cases refined "
         f"({_counts(part['cases_refined_by_feedback'])})",
         *([f"a control, not the recipe: {control}"] if control != "feedback" else []),
+        *([_refiner(part)] if "corrections" in part else []),
         f"passed the visible but not the hidden checks: {part['passed_visible_but_not_hidden']}",
     ]
+
+
+def _refiner(part: Json) -> str:
+    if part["corrections"] < part["corrections_wanted"]:
+        had = f"{part['corrections']} corrections, {part['corrections_wanted']} are wanted"
+        return f"refined by the served model: {had} for a refiner of its own"
+    if part.get("refiner_refused"):
+        return (
+            f"refined by the served model: its own refiner was refused: {part['refiner_refused']}"
+        )
+    return f"refined by {part['refiner']}, trained on {part['corrections']} corrections"
 
 
 def _gift4code(part: Json) -> list[str]:

@@ -153,6 +153,14 @@ class IlfSettings(Section):
     control: Literal["feedback", "shuffled", "none", "resample"] = Field(
         "feedback", description="what the refiner is told; controls are for dry runs only"
     )
+    refiner: Literal["served", "own"] = Field(
+        "served",
+        description="who refines: the served model, or an adapter trained on people's corrections "
+        "first (the paper), where there are enough",
+    )
+    corrections: int = Field(
+        44, ge=1, description="corrections that train a refiner of its own (the paper: 44)"
+    )
     machine_feedback: bool = Field(
         True, description="derive feedback from failing visible examples where nobody gave any"
     )

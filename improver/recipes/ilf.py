@@ -5,12 +5,12 @@ refinements are kept when they pass all tests; of each task one is kept at rando
 trained from its base on the task alone, without the wrong program and without the feedback, to
 give the refinement.
 
-Deviations: the refiner is the served model itself (the paper trains one of its own on 44 human
-refinements); the prompt is written for a model that follows instructions, not for one that
-completes text; where no refinement passes, a human demonstration that does may take its place (a
-row of another origin, counted apart, at most one for each refinement unless told otherwise); and
-some feedback is a program's words about a failing visible example, marked as such (the paper's
-section 4.3 finds written feedback of people better).
+Deviations: the refiner is the served model itself, unless one is trained on people's corrections
+first, as in the paper (`improver.refiner`); the prompt is written for a model that follows
+instructions, not for one that completes text; where no refinement passes, a human demonstration
+that does may take its place (a row of another origin, counted apart, at most one for each
+refinement unless told otherwise); and some feedback is a program's words about a failing visible
+example, marked as such (the paper's section 4.3 finds written feedback of people better).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from improver.attempts import SANDBOX_ERROR, Attempted, attempt, judge, together
+from improver.attempts import SANDBOX_ERROR, Attempted, Judge, attempt, judge, together
 from improver.errors import PolicyError, PolicyUnavailable
 from improver.policy import Sample
 from improver.recipes.base import (
@@ -35,11 +35,13 @@ from improver.recipes.base import (
 )
 from improver.types import Case, Drop, Origin, Row, from_json, to_json
 from ops.records import Json
-from sandbox.errors import SpecError
+from sandbox.errors import SandboxError, SpecError
 from sandbox.extract import program_sha256
 from sandbox.spec import Spec, extend_prompt, parse_spec, show_value
 from sandbox.values import decode
 
+REFINER = "ilf_refiner"
+"""Recipe of the rows and the adapter of a refiner."""
 OLD_PROGRAM_CHARS = 2000
 """The paper cuts the old code to 512 tokens, and nothing else, when a prompt gets too long."""
 FEEDBACK_CHARS = 2000
@@ -92,6 +94,8 @@ class Options:
     demonstrations: bool = True
     demonstrations_per_refinement: float | None = 1.0
     control: Control = Control.FEEDBACK
+    refiner: str | None = None
+    """The model that is asked for refinements; None: the one that is served."""
 
 
 class Ilf:
@@ -136,6 +140,7 @@ class Ilf:
         solved = Counter(t["feedback_source"] for t in tried if t["passed"])
         return {
             "control": str(self._options.control),
+            "refiner": self._options.refiner or "the served model",
             "cases": len(cases),
             "cases_by_feedback": dict(Counter(case.feedback_source for case in cases)),
             "samples": sum(t["samples"] for t in tried),
@@ -214,6 +219,7 @@ class _Work:
                 n=options.samples,
                 temperature=options.temperature,
                 max_tokens=options.max_answer_tokens,
+                model=options.refiner,
                 stop=[END_OF_PROGRAM],
             )
         except PolicyUnavailable:
@@ -246,14 +252,7 @@ class _Work:
 
     async def _demonstrate(self, text: str, spec: Spec) -> None:
         """Offer the program that a person says should have been, where it passes."""
-        sample = Sample(
-            text=text if "```" in text else fenced(text),
-            finish_reason="stop",
-            tokens=0,
-            model="human",
-            adapter_version=0,
-        )
-        attempted = await judge(self.tools.pool, sample, spec)
+        attempted = await judge(self.tools.pool, _written(text), spec)
         program = self._passing(attempted, "demonstration fails")
         if program is not None:
             self._offer(make_row(self.case, spec, program, Origin.DEMONSTRATION, {}), spec)
@@ -280,6 +279,56 @@ class _Work:
             self.rows.append(to_json(row))
         else:
             self.drop(f"examination: {hit.reason}", hit.exam_id, row)
+
+
+def _written(text: str) -> Sample:
+    """What a person wrote, in the shape of a model's answer."""
+    return Sample(
+        text=text if "```" in text else fenced(text),
+        finish_reason="stop",
+        tokens=0,
+        model="human",
+        adapter_version=0,
+    )
+
+
+def task_of(case: Case) -> str | None:
+    """The task of the rows that a case makes; None where its specification cannot be read."""
+    try:
+        return messages_sha256(live_messages(case.messages, parse_spec(case.spec)))
+    except SpecError:
+        return None
+
+
+async def correction(case: Case, pool: Judge) -> Row | None:
+    """A training row for a refiner: the refinement prompt, and the program that should have been.
+
+    None where nobody gave one, it does not pass, or nothing tells whether it does.
+
+    Raises:
+        SandboxError: the sandbox failed.
+    """
+    try:
+        spec = parse_spec(case.spec)
+    except SpecError:
+        return None
+    if case.demonstration is None or not spec.has_checks:
+        return None
+    attempted = await judge(pool, _written(case.demonstration), spec)
+    if attempted.verdict == SANDBOX_ERROR:
+        raise SandboxError(attempted.error or "the sandbox failed")
+    if not attempted.passed or attempted.program is None:
+        return None
+    row = make_row(case, spec, attempted.program, Origin.DEMONSTRATION, {})
+    messages = refinement_prompt(case, spec)
+    return replace(
+        row,
+        id=messages_sha256([{"refiner": row.id}])[:24],
+        recipe=REFINER,
+        messages=messages,
+        prompt_sha256=messages_sha256(messages),
+        feedback_ids=[*case.feedback_ids, *case.demonstration_ids],
+    )
 
 
 def refinement_prompt(case: Case, spec: Spec, control: Control = Control.FEEDBACK) -> list[Json]:

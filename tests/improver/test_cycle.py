@@ -421,6 +421,60 @@ async def test_feedback_on_an_erased_choice_is_no_case(world: World) -> None:
     assert cycle.report["collect"]["failures"]["cases"] == len(world.right) - 1
 
 
+OWN = {"refiner": "own", "corrections": 6}
+
+
+async def test_a_refiner_of_its_own_refines_what_it_was_not_taught(world: World) -> None:
+    cycle = await world.run(world.start(ilf=OWN))
+    assert cycle.state is CycleState.SUCCEEDED, cycle.error
+    refining = [b["model"] for b in world.server.bodies if "### Feedback" in str(b["messages"])]
+    assert refining == ["code@v1"] * 14
+    first, second = sorted(world.store.adapters(), key=lambda adapter: adapter.version)
+    assert (first.recipe, first.state) == ("ilf_refiner", AdapterState.BUILT)
+    assert (second.recipe, second.state) == ("ilf", AdapterState.CHAMPION)
+    assert cycle.adapter_version == 2
+    assert world.store.aliases().keys() == {Alias.CHAMPION}
+    by_recipe = Counter(row.recipe for row in world.store.dataset(cycle.id) if row.kept)
+    assert by_recipe == {"ilf": 14, "ilf_refiner": 6}
+    learned = {row.id for row in kept(world, cycle)}
+    assert len(learned) == 14
+    assert "refined by code@v1, trained on 6 corrections" in report.render(cycle)
+
+
+async def test_a_killed_build_keeps_its_refiner(world: World) -> None:
+    world.server.delay_s = 0.01
+    cycle = world.start(ilf=OWN)
+    show = QuietShow()
+    task = asyncio.ensure_future(world.run(cycle, show))
+    # The first progress is the training's, the next ones are cases.
+    seen: list[int] = []
+    show.stop = lambda: seen.append(1) or (len(seen) > 3 and task.cancel())
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert world.store.aliases() == {}
+    before = len(world.server.bodies)
+    ended = await world.run(cycle)
+    assert ended.state is CycleState.SUCCEEDED, ended.error
+    assert [a.recipe for a in world.store.adapters()].count("ilf_refiner") == 1
+    assert {b["model"] for b in world.server.bodies[before:]} >= {"code@v1", "code@v2"}
+
+
+async def test_too_few_corrections_leave_the_served_model_at_work(world: World) -> None:
+    cycle = await world.run(world.start(ilf={"refiner": "own", "corrections": 44}))
+    assert cycle.state is CycleState.SUCCEEDED, cycle.error
+    assert cycle.report["build"]["by_recipe"]["ilf"]["refiner"] == "the served model"
+    assert [a.recipe for a in world.store.adapters()] == ["ilf"]
+    assert "20 corrections, 44 are wanted" in report.render(cycle)
+
+
+async def test_a_refused_refiner_leaves_the_served_model_at_work(world: World) -> None:
+    world.server.refuse = "the adapter changes nothing"
+    cycle = await world.run(world.start(ilf=OWN))
+    assert cycle.state is CycleState.SUCCEEDED, cycle.error
+    assert {b["model"] for b in world.server.bodies} == {"code"}
+    assert "was refused: the adapter changes nothing" in report.render(cycle)
+
+
 async def test_whatever_may_be_examined_with_is_not_learned(world: World) -> None:
     asked = world.store.interactions()[0]
     assert asked.spec is not None
