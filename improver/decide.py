@@ -338,6 +338,8 @@ def _manner_line(champion: drift.Manner, candidate: drift.Manner) -> str:
         f"declined or asked back {candidate.refusals + candidate.asks_back:.0%} "
         f"({champion.refusals + champion.asks_back:.0%})",
     ]
+    if champion.program_tokens is not None and candidate.program_tokens is not None:
+        parts.append(f"programs of {candidate.program_tokens:.0f} ({champion.program_tokens:.0f})")
     if champion.similarity is not None and candidate.similarity is not None:
         parts.append(f"likeness {candidate.similarity:.2f} ({champion.similarity:.2f})")
     if champion.entropy is not None and candidate.entropy is not None:

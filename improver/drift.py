@@ -1,10 +1,11 @@
 """How a model's answers have changed, whatever is right or wrong about them.
 
 A model that is trained on its own answers can pass its examination and still be on its way down:
-answers grow, shrink or become alike, it declines or asks back instead of answering, its next words
+programs grow, shrink or become alike, it declines or asks back instead of answering, its next words
 become certain. All of this is read off the answers of the examination: `traits` of one answer,
 `Manner` of one arm, `exceeded` for what has moved further than the limits allow. Too few answers
-decide nothing.
+decide nothing. Length, likeness and entropy are those of the program: a model that learned to leave
+out the prose around it has not drifted (whole answers may shrink, and not grow).
 
 Not measured: the divergence from the base model itself, which needs the base's log-probabilities of
 the candidate's answers (arXiv 2509.04259); entropy, length and likeness stand for it.
@@ -27,6 +28,8 @@ SKETCH = 32
 """Hashes that stand for an answer's shingles: likeness is known to about 0.1, means far better."""
 LEAST_ANSWERS = 16
 """With fewer answers of an arm nothing is decided by their manner."""
+LEAST_REFUSALS = 3
+"""Nor by fewer answers more that decline or ask back."""
 MOST_PAIRS = 4_000
 
 _DECLINES = re.compile(
@@ -43,7 +46,8 @@ _ASKS = re.compile(
 class Limits:
     """How far a candidate's manner may move from the champion's.
 
-    `length_ratio` bounds the mean length both ways; the rises are of shares between 0 and 1;
+    `length_ratio` bounds the mean length of programs both ways, and of answers from above; the
+    rises are of shares between 0 and 1;
     `entropy_ratio` is the least part of the champion's entropy that must be left.
     """
 
@@ -59,6 +63,7 @@ class Manner:
 
     answers: int = 0
     mean_tokens: float = 0.0
+    program_tokens: float | None = None
     refusals: float = 0.0
     asks_back: float = 0.0
     similarity: float | None = None
@@ -85,11 +90,15 @@ def traits(text: str, program: str | None, logprobs: Sequence[Json] = ()) -> Jso
         program: what was taken out of it, if anything.
         logprobs: OpenAI's `logprobs.content`, where they were asked for.
     """
-    found: Json = {"sketch": _sketch(text, program)}
     if program is None:
-        found["declines"] = bool(_DECLINES.search(text))
-        found["asks"] = bool(_ASKS.search(text)) or text.rstrip().endswith("?")
-    entropy = _entropy(logprobs)
+        return {
+            "declines": bool(_DECLINES.search(text)),
+            "asks": bool(_ASKS.search(text)) or text.rstrip().endswith("?"),
+        }
+    tokens = code_tokens(program)
+    length = len(program.split()) if tokens is None else len(tokens)
+    found: Json = {"sketch": _sketch(program, tokens), "length": length}
+    entropy = _entropy(_within(text, program, logprobs))
     if entropy is not None:
         found["entropy"] = round(entropy, 5)
     return found
@@ -101,9 +110,11 @@ def manner(seen: Sequence[Seen]) -> Manner:
         return Manner()
     entropies = [float(s.traits["entropy"]) for s in seen if "entropy" in s.traits]
     sketches = [s.traits["sketch"] for s in seen if s.traits.get("sketch")]
+    lengths = [float(s.traits["length"]) for s in seen if "length" in s.traits]
     return Manner(
         answers=len(seen),
         mean_tokens=fmean(s.tokens for s in seen),
+        program_tokens=fmean(lengths) if lengths else None,
         refusals=fmean(bool(s.traits.get("declines")) for s in seen),
         asks_back=fmean(bool(s.traits.get("asks")) and not s.traits.get("declines") for s in seen),
         similarity=_similarity(sketches),
@@ -116,15 +127,23 @@ def exceeded(champion: Manner, candidate: Manner, limits: Limits) -> list[str]:
     if min(champion.answers, candidate.answers) < LEAST_ANSWERS:
         return []
     found = []
-    ratio = max(candidate.mean_tokens, 1.0) / max(champion.mean_tokens, 1.0)
-    if not 1 / limits.length_ratio <= ratio <= limits.length_ratio:
+    most = limits.length_ratio
+    if candidate.mean_tokens > most * max(champion.mean_tokens, 1.0):
         found.append(
             f"answers of {candidate.mean_tokens:.0f} tokens instead of {champion.mean_tokens:.0f} "
-            f"(a factor of {limits.length_ratio:g} is tolerated)"
+            f"(a factor of {most:g} is tolerated)"
         )
+    if champion.program_tokens is not None and candidate.program_tokens is not None:
+        ratio = max(candidate.program_tokens, 1.0) / max(champion.program_tokens, 1.0)
+        if not 1 / most <= ratio <= most:
+            found.append(
+                f"programs of {candidate.program_tokens:.0f} tokens instead of "
+                f"{champion.program_tokens:.0f} (a factor of {most:g} is tolerated)"
+            )
     declined = candidate.refusals + candidate.asks_back
     before = champion.refusals + champion.asks_back
-    if declined - before > limits.refusal_rise:
+    more = declined * candidate.answers - before * champion.answers
+    if declined - before > limits.refusal_rise and round(more) >= LEAST_REFUSALS:
         found.append(
             f"declines or asks back {declined:.0%} of the time instead of {before:.0%} "
             f"({limits.refusal_rise:.0%} more is tolerated)"
@@ -145,11 +164,10 @@ def exceeded(champion: Manner, candidate: Manner, limits: Limits) -> list[str]:
     return found
 
 
-def _sketch(text: str, program: str | None) -> list[int]:
-    """A MinHash of the program's tokens, or of the words where there is no program."""
-    tokens = None if program is None else code_tokens(program)
-    shingles = text_shingles(text) if tokens is None else code_shingles(tokens)
-    if tokens is not None and not shingles:
+def _sketch(program: str, tokens: list[str] | None) -> list[int]:
+    """A MinHash of the program's tokens, or of its words where it is not Python."""
+    shingles = text_shingles(program) if tokens is None else code_shingles(tokens)
+    if tokens and not shingles:
         shingles = frozenset((" ".join(tokens[:CODE_GRAM]),))
     if not shingles:
         return []
@@ -176,6 +194,20 @@ def _similarity(sketches: Sequence[Sequence[int]]) -> float | None:
         sum(a == b for a, b in zip(sketches[i], sketches[j], strict=True)) / SKETCH
         for i, j in pairs
     )
+
+
+def _within(text: str, program: str, logprobs: Sequence[Json]) -> list[Json]:
+    """The tokens in which the program stands; none where it is not in the text as it is."""
+    body = program.strip()
+    start = text.find(body)
+    if start < 0:
+        return []
+    found, place = [], 0
+    for token in logprobs:
+        if start <= place < start + len(body):
+            found.append(token)
+        place += len(str(token.get("token", "")))
+    return found
 
 
 def _entropy(logprobs: Sequence[Json]) -> float | None:

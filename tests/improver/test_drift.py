@@ -49,19 +49,39 @@ def test_answers_that_are_alike_are_seen_to_be() -> None:
 
 
 def test_entropy_counts_the_rest_as_one_token_more() -> None:
-    half = [{"top_logprobs": [{"logprob": math.log(0.5)}]}]
-    sure = [{"top_logprobs": [{"logprob": 0.0}]}]
-    assert traits("x", "x = 1", half)["entropy"] == pytest.approx(math.log(2), abs=1e-4)
-    assert traits("x", "x = 1", sure)["entropy"] == 0.0
-    assert "entropy" not in traits("x", "x = 1", [{"logprob": -1.0}])
+    half = {"top_logprobs": [{"logprob": math.log(0.5)}]}
+    sure = {"top_logprobs": [{"logprob": 0.0}]}
+    text = "So: x = 1"
+    said = [{"token": "So: ", **half}, {"token": "x = ", **sure}, {"token": "1", **half}]
+    # The prose before the program does not count.
+    assert traits(text, "x = 1", said)["entropy"] == pytest.approx(math.log(2) / 2, abs=1e-4)
+    assert "entropy" not in traits(text, "x = 1", [{"token": text, "logprob": -1.0}])
+    assert "entropy" not in traits("other", "x = 1", said)
+
+
+def test_prose_that_is_left_out_is_no_drift_and_prose_that_grows_is() -> None:
+    long = manner([seen(ONE, tokens=200)] * 20)
+    short = manner([seen(ONE, tokens=40)] * 20)
+    assert exceeded(long, short, Limits()) == []
+    assert len(exceeded(short, long, Limits())) == 1
+
+
+def test_a_few_refusals_more_are_chance() -> None:
+    before = Manner(answers=20, mean_tokens=10)
+    two = Manner(answers=20, mean_tokens=10, refusals=0.1)
+    three = Manner(answers=20, mean_tokens=10, refusals=0.15)
+    assert exceeded(before, two, Limits()) == []
+    assert len(exceeded(before, three, Limits())) == 1
 
 
 def test_limits_name_what_moved_and_only_that() -> None:
-    before = Manner(answers=50, mean_tokens=100, similarity=0.2, entropy=0.4)
+    before = Manner(answers=50, mean_tokens=100, program_tokens=50, similarity=0.2, entropy=0.4)
     assert exceeded(before, before, Limits()) == []
     cases = {
         "a factor of 2": Manner(answers=50, mean_tokens=210, similarity=0.2, entropy=0.4),
-        "20 tokens instead of 100": Manner(answers=50, mean_tokens=20, similarity=0.2, entropy=0.4),
+        "programs of 20 tokens instead of 50": Manner(
+            answers=50, mean_tokens=100, program_tokens=20
+        ),
         "asks back 8%": Manner(
             answers=50, mean_tokens=100, refusals=0.04, asks_back=0.04, similarity=0.2, entropy=0.4
         ),
