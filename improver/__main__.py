@@ -316,7 +316,11 @@ async def _eval(settings: Settings, given: argparse.Namespace, console: Console)
     url = (given.url or settings.server_url).removesuffix("/").removesuffix("/v1")
     out = given.out or settings.data_dir / "evaluations" / plan.file_name(url)
     journal_file = out.with_name(f"{out.name}.journal")
-    out.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        journal_file.touch()
+    except OSError as error:
+        raise BenchmarkError(f"nothing can be written to {out.parent}: {error}") from error
     key = os.environ.get("JOURNEYMAN_API_KEY")
     await _require_answers(url, key, plan.model)
     began = time.monotonic()
@@ -353,9 +357,16 @@ def _tasks(settings: Settings, given: argparse.Namespace) -> Sequence[Task]:
         return catalogue.find(given.benchmark, data=data).tasks()
     store = Store.open(settings.store_url)
     try:
-        return catalogue.find(given.benchmark, store=store).tasks()
+        share = settings.improver.gate.replay_share
+        tasks = catalogue.find(given.benchmark, store=store, share=share).tasks()
     finally:
         store.close()
+    if not tasks:
+        raise BenchmarkError(
+            "the record holds no request with hidden examples that is held back for replay "
+            f"({share:.0%} of them are: improver.gate.replay_share)"
+        )
+    return tasks
 
 
 async def _require_answers(url: str, key: str | None, model: str) -> None:

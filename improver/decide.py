@@ -253,7 +253,11 @@ class _Numbers:
 
     def as_json(self) -> Json:
         return {
-            **{str(suite): pairs.as_json() for suite, pairs in self.suites.items()},
+            **{
+                str(suite): pairs.as_json()
+                for suite, pairs in self.suites.items()
+                if suite in (Suite.TARGET, Suite.GUARD) or pairs.judged or pairs.errors
+            },
             "e_better": self.better,
             "e_worse": self.worse,
             "manner": {

@@ -97,13 +97,16 @@ ENTRIES: Mapping[str, Entry] = {
 NAMES = ("builtin", "replay", *ENTRIES)
 
 
-def find(name: str, *, data: Path | None = None, store: Store | None = None) -> Benchmark:
+def find(
+    name: str, *, data: Path | None = None, store: Store | None = None, share: float = 0.2
+) -> Benchmark:
     """Return a benchmark.
 
     Args:
         name: one of `NAMES`, or the path of a file of tasks.
         data: the benchmark's file, or a directory that holds it (itself or in `eval`).
         store: the record, for `replay`.
+        share: the share of its requests that is held back, for `replay`.
 
     Raises:
         BenchmarkError: there is no such benchmark, or its rows are not where they should be.
@@ -113,7 +116,7 @@ def find(name: str, *, data: Path | None = None, store: Store | None = None) -> 
     if name == Replay.name:
         if store is None:
             raise BenchmarkError("replay needs the record of an installation")
-        return Replay(store=store)
+        return Replay(store=store, share=share)
     if name in ENTRIES:
         entry = ENTRIES[name]
         return entry.make(_file(name, entry, data))

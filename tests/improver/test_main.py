@@ -55,6 +55,11 @@ def test_a_wrong_option_is_refused() -> None:
         (["improve", "--recipe", "alchemy"], "no recipe 'alchemy'"),
         (["import", "absent.jsonl"], "cannot read absent.jsonl"),
         (["improve", "--resume", "nothing"], "no cycle nothing"),
+        (["eval", "humaneval"], "does not ship"),
+        (["eval", "alchemy"], "no benchmark 'alchemy'"),
+        (["eval", "builtin", "--spec", "summary"], "shows any summary"),
+        (["eval", "replay"], "holds no request"),
+        (["eval", "builtin", "--out", "/dev/null/out.json"], "nothing can be written"),
     ],
 )
 def test_a_mistake_is_one_line_and_a_status(
@@ -77,6 +82,38 @@ def test_without_a_server_it_is_said_at_once(
     store = Store.open(f"sqlite:///{tmp_path / 'journeyman.db'}")
     assert store.cycles() == []
     store.close()
+
+
+def test_a_number_that_is_none_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    for option in ("--samples", "--candidates", "--limit", "--max-tokens"):
+        for value in ("0", "-3", "many"):
+            with pytest.raises(SystemExit):
+                improver.main(["eval", "builtin", option, value])
+            assert option in capsys.readouterr().err
+
+
+@pytest.mark.isolation
+def test_a_benchmark_is_put_to_a_server(
+    server: StubServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def answer(body: dict[str, Any], index: int) -> str:
+        found = NAME.search(body["messages"][-1]["content"])
+        name = (found and (found[1] or found[2])) or ""
+        return f"```python\n{TASKS[name].reference}```"
+
+    server.script = answer
+    out = tmp_path / "out.json"
+    arguments = ["eval", "builtin", "--limit", "4", "--url", f"{server.url}/v1", "--json"]
+    arguments += ["--data-dir", str(tmp_path), "--out", str(out)]
+    assert improver.main(arguments) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found == json.loads(out.read_text())
+    assert found["pass_at"]["1"]["mean"] == 1.0
+    assert (found["url"], found["temperature"]) == (server.url, 0.0)
+    assert list(tmp_path.glob("*.journal")) == []
+    assert not (tmp_path / "journeyman.db").exists()
+    assert improver.main([*arguments, "--model", "code@v9"]) == 1
+    assert "has no model 'code@v9'" in " ".join(capsys.readouterr().err.split())
 
 
 @pytest.mark.slow
