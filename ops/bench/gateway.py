@@ -1,0 +1,488 @@
+"""What the server costs: direct to an instant engine, through Journeyman, through LiteLLM's proxy.
+
+    python ops/bench/gateway.py [--rate 100] [--seconds 10] [--streams 1000] [--rows 0]
+                                [--litellm DIR] [--data DIR]
+
+The engine is a mock that answers at once, so what is measured is all ours; recording is on. The
+ways are measured in turns within one run, so that ratios hold where absolute numbers do not. CPU
+time per request is read from the kernel and hardly feels other load. `--litellm` names an
+environment with `litellm[proxy]`; one that is not there is made, which needs a package index.
+`--rows` fills the record first. An answer is durable before its last byte leaves, so no request can
+be faster than the disk's flush, which is measured beside it; `--data /dev/shm` shows what is left
+without a disk. Not measured here: a real engine, several replicas.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import os
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import aiohttp
+import uvloop
+
+from ops.records import Interaction, Source, new_id, now
+from ops.store import Recording, Store
+
+ROOT = Path(__file__).resolve().parents[2]
+MODEL = "mock"
+TEXT = "```python\ndef add(a, b):\n    return a + b\n```"
+ASKED = "Write a function that adds two numbers. " * 10
+BODY = {"model": MODEL, "messages": [{"role": "user", "content": ASKED}], "max_tokens": 64}
+CHUNKS, CHUNK_S = 20, 0.25
+TICK = os.sysconf("SC_CLK_TCK")
+ROUNDS = 5
+JSON = dict[str, Any]
+
+
+# --- the instant engine -----------------------------------------------------------------------
+
+
+def _whole() -> bytes:
+    message = {"role": "assistant", "content": TEXT}
+    body = {
+        "id": "chatcmpl-mock",
+        "object": "chat.completion",
+        "created": 0,
+        "model": MODEL,
+        "choices": [{"index": 0, "message": message, "finish_reason": "stop"}],
+        "usage": {"prompt_tokens": 80, "completion_tokens": 20, "total_tokens": 100},
+    }
+    return json.dumps(body).encode()
+
+
+def _chunk(**delta: Any) -> bytes:
+    reason = None if delta else "stop"
+    choice = {"index": 0, "delta": delta, "finish_reason": reason}
+    body = {"id": "chatcmpl-mock", "object": "chat.completion.chunk", "created": 0, "model": MODEL}
+    return b"data: " + json.dumps({**body, "choices": [choice]}).encode() + b"\n\n"
+
+
+def _reply(body: bytes) -> bytes:
+    head = f"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {len(body)}"
+    return head.encode() + b"\r\n\r\n" + body
+
+
+MODELS = {"id": MODEL, "object": "model", "root": "/mock", "parent": None, "max_model_len": 4096}
+WHOLE = _reply(_whole())
+LISTED = _reply(json.dumps({"object": "list", "data": [MODELS]}).encode())
+HEALTHY = _reply(b"{}")
+STREAM = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n"
+
+
+async def _serve_one(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
+        while True:
+            head = await reader.readuntil(b"\r\n\r\n")
+            length = 0
+            for line in head.split(b"\r\n"):
+                if line.lower().startswith(b"content-length:"):
+                    length = int(line.split(b":")[1])
+            body = await reader.readexactly(length) if length else b""
+            if b"/v1/models" in head[:40]:
+                writer.write(LISTED)
+            elif b"/chat/completions" not in head[:60]:
+                writer.write(HEALTHY)
+            elif b'"stream":true' in body.replace(b" ", b""):
+                await _stream_one(writer)
+                return
+            else:
+                writer.write(WHOLE)
+            await writer.drain()
+    writer.close()
+
+
+async def _stream_one(writer: asyncio.StreamWriter) -> None:
+    writer.write(STREAM)
+    for number in range(CHUNKS):
+        writer.write(_chunk(content=f"word{number} "))
+        await writer.drain()
+        await asyncio.sleep(CHUNK_S)
+    writer.write(_chunk() + b"data: [DONE]\n\n")
+    await writer.drain()
+    writer.close()
+
+
+async def mock(port: int) -> None:
+    """Serve the instant engine until killed."""
+    server = await asyncio.start_server(_serve_one, "127.0.0.1", port, backlog=4096)
+    async with server:
+        await server.serve_forever()
+
+
+# --- processes --------------------------------------------------------------------------------
+
+
+@dataclass
+class Way:
+    """One way to the engine: where to ask, and which processes it costs."""
+
+    name: str
+    url: str
+    model: str = MODEL
+    pid: int = 0
+    latencies_s: list[float] = field(default_factory=list)
+    failures: int = 0
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextlib.contextmanager
+def _process(command: list[str], log: Path, **more: str) -> Iterator[subprocess.Popen[bytes]]:
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command, stdout=output, stderr=subprocess.STDOUT, env={**os.environ, **more}, cwd=ROOT
+        )
+    try:
+        yield process
+    finally:
+        process.terminate()
+        try:
+            process.wait(20)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+async def _until_up(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
+    async with aiohttp.ClientSession() as session:
+        for _ in range(1200):
+            if process.poll() is not None:
+                raise SystemExit(f"it did not start: {log.read_text()[-2000:]}")
+            with contextlib.suppress(aiohttp.ClientError):
+                async with session.get(url) as response:
+                    if response.status == 200:
+                        return
+            await asyncio.sleep(0.1)
+    raise SystemExit(f"{url} did not answer in time")
+
+
+def _tree(pid: int) -> list[int]:
+    """A process and its descendants, the sandbox's processes left out."""
+    found, left = [], [pid]
+    while left:
+        one = left.pop()
+        with contextlib.suppress(OSError):
+            if b"zygote" in Path(f"/proc/{one}/cmdline").read_bytes():
+                continue
+            found.append(one)
+            for task in Path(f"/proc/{one}/task").iterdir():
+                left += map(int, (task / "children").read_text().split())
+    return found
+
+
+def cpu_s(pid: int) -> float:
+    """CPU seconds that a process and its descendants have used."""
+    total = 0
+    for one in _tree(pid):
+        with contextlib.suppress(OSError):
+            after_name = Path(f"/proc/{one}/stat").read_text().rpartition(")")[2].split()
+            total += int(after_name[11]) + int(after_name[12])
+    return total / TICK
+
+
+def rss_mib(pid: int) -> float:
+    """Resident memory of a process and its descendants."""
+    total = 0
+    for one in _tree(pid):
+        with contextlib.suppress(OSError):
+            total += int(Path(f"/proc/{one}/statm").read_text().split()[1])
+    return total * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+# --- load -------------------------------------------------------------------------------------
+
+
+async def _ask(session: aiohttp.ClientSession, way: Way, due: float) -> None:
+    body = BODY | {"model": way.model}
+    try:
+        async with session.post(f"{way.url}/v1/chat/completions", json=body) as response:
+            await response.read()
+            good = response.status == 200
+    except aiohttp.ClientError:
+        good = False
+    if good:
+        # From when it was due, not from when it was sent: waiting in line is part of it.
+        way.latencies_s.append(time.perf_counter() - due)
+    else:
+        way.failures += 1
+
+
+async def steady(session: aiohttp.ClientSession, way: Way, rate: float, seconds: float) -> None:
+    """Ask at a fixed rate, whether or not the answers keep up."""
+    began = time.perf_counter()
+    tasks = []
+    for number in range(int(rate * seconds)):
+        due = began + number / rate
+        delay = due - time.perf_counter()
+        if delay > 0:
+            await asyncio.sleep(delay)
+        tasks.append(asyncio.create_task(_ask(session, way, due)))
+    await asyncio.gather(*tasks)
+
+
+async def flat_out(session: aiohttp.ClientSession, way: Way, seconds: float) -> tuple[float, float]:
+    """Ask as fast as answers come, 32 at a time; return requests/s and requests per CPU second."""
+    copy = replace(way, latencies_s=[], failures=0)
+    began, used = time.perf_counter(), cpu_s(way.pid)
+
+    async def one() -> None:
+        while time.perf_counter() - began < seconds:
+            await _ask(session, copy, time.perf_counter())
+
+    await asyncio.gather(*(one() for _ in range(32)))
+    count, took = len(copy.latencies_s), time.perf_counter() - began
+    spent = cpu_s(way.pid) - used
+    return count / took, count / spent if spent else float("inf")
+
+
+async def many_streams(way: Way, number: int) -> tuple[int, float, float, float]:
+    """Hold streams open at once; return how many were whole, MiB before and at most, seconds."""
+    before = most = rss_mib(way.pid)
+    began = time.perf_counter()
+
+    async def one(session: aiohttp.ClientSession) -> bool:
+        body = BODY | {"model": way.model, "stream": True}
+        with contextlib.suppress(aiohttp.ClientError):
+            async with session.post(f"{way.url}/v1/chat/completions", json=body) as response:
+                data = await response.read()
+                return response.status == 200 and data.endswith(b"[DONE]\n\n")
+        return False
+
+    connector = aiohttp.TCPConnector(limit=0)
+    async with aiohttp.ClientSession(connector=connector) as session:
+        tasks = [asyncio.create_task(one(session)) for _ in range(number)]
+        while not all(task.done() for task in tasks):
+            most = max(most, rss_mib(way.pid))
+            await asyncio.sleep(0.2)
+    return sum(t.result() for t in tasks), before, most, time.perf_counter() - began
+
+
+# --- the run ----------------------------------------------------------------------------------
+
+
+def flushes_s(folder: Path, number: int) -> list[float]:
+    """Seconds that the disk takes to make a page durable: the floor of every recorded answer."""
+    found = []
+    descriptor = os.open(folder / "flush", os.O_CREAT | os.O_WRONLY)
+    for _ in range(number):
+        os.write(descriptor, b"\0" * 4096)
+        began = time.perf_counter()
+        os.fdatasync(descriptor)
+        found.append(time.perf_counter() - began)
+        time.sleep(0.002)
+    os.close(descriptor)
+    return found
+
+
+def fill(url: str, rows: int) -> None:
+    """Put interactions into the record, as many as wanted."""
+    store = Store.open(url)
+    message = {"role": "assistant", "content": TEXT}
+    one = Interaction(
+        id="",
+        created_at=now(),
+        source=Source.SERVED,
+        endpoint="/v1/chat/completions",
+        model="code",
+        base_model=MODEL,
+        adapter_name="base",
+        adapter_version=0,
+        adapter_sha256="",
+        messages=BODY["messages"],  # type: ignore[arg-type]
+        params={},
+        choices=[{"index": 0, "message": message}],
+        usage={},
+    )
+    for start in range(0, rows, 5000):
+        batch = min(5000, rows - start)
+        store.add([Recording(interaction=replace(one, id=new_id())) for _ in range(batch)])
+    store.close()
+
+
+@contextlib.asynccontextmanager
+async def journeyman(folder: Path, engine: str, streams: int, rows: int) -> AsyncIterator[Way]:
+    """A server of its own, recording into `folder`."""
+    if rows:
+        began = time.perf_counter()
+        fill(f"sqlite:///{folder / 'journeyman.db'}", rows)
+        print(f"{rows} interactions in the record after {time.perf_counter() - began:.0f} s")
+    port, log = _free_port(), folder / "server.log"
+    settings = {
+        "JOURNEYMAN_SERVER__PORT": str(port),
+        "JOURNEYMAN_SERVER__MAX_CONCURRENCY": str(max(256, streams + 64)),
+        "JOURNEYMAN_ENGINE__URL": engine,
+        "JOURNEYMAN_LOG_FORMAT": "json",
+    }
+    command = [sys.executable, "-m", "server", "--data-dir", str(folder)]
+    with _process(command, log, **settings) as process:
+        url = f"http://127.0.0.1:{port}"
+        await _until_up(process, f"{url}/ready", log)
+        yield Way("through Journeyman", url, model="code", pid=process.pid)
+
+
+def _litellm(directory: Path) -> Path:
+    """LiteLLM's command in an environment, which is made where it is not there."""
+    command = directory / "bin" / "litellm"
+    if not command.exists():
+        print(f"installing litellm[proxy] into {directory}")
+        subprocess.run([sys.executable, "-m", "venv", str(directory)], check=True)
+        pip = [str(directory / "bin" / "pip"), "install", "--quiet", "litellm[proxy]"]
+        subprocess.run(pip, check=True)
+    return command
+
+
+@contextlib.asynccontextmanager
+async def rival(folder: Path, engine: str, directory: Path) -> AsyncIterator[Way]:
+    """LiteLLM's proxy, one worker, as its manual starts it."""
+    command = _litellm(directory)
+    port, log = _free_port(), folder / "litellm.log"
+    entry = {"model": f"openai/{MODEL}", "api_base": f"{engine}/v1", "api_key": "none"}
+    config = {"model_list": [{"model_name": MODEL, "litellm_params": entry}]}
+    (folder / "litellm.yaml").write_text(json.dumps(config))
+    arguments = ["--config", str(folder / "litellm.yaml"), "--port", str(port)]
+    arguments += ["--host", "127.0.0.1", "--num_workers", "1", "--telemetry", "False"]
+    # Neither way asks for a key: this one wants to be told that it is only a measurement.
+    keyless = {"LITELLM_DANGEROUSLY_PERMIT_WEAK_OR_UNSET_MASTER_KEY": "true"}
+    with _process([str(command), *arguments], log, LITELLM_LOG="ERROR", **keyless) as process:
+        url = f"http://127.0.0.1:{port}"
+        await _until_up(process, f"{url}/health/liveliness", log)
+        yield Way("through LiteLLM", url, pid=process.pid)
+
+
+def _ms(samples: list[float], quantile: float) -> float:
+    if len(samples) < 2:
+        return float("nan")
+    return statistics.quantiles(samples, n=1000)[int(quantile * 1000) - 1] * 1000
+
+
+def note(what: str, value: str, promise: str = "", kept: bool | None = None) -> None:
+    """Print a line of the table."""
+    mark = "" if kept is None else ("kept" if kept else "MISSED")
+    print(f"{what:52} {value:>26}  {promise:18} {mark}", flush=True)
+
+
+async def measure(ways: list[Way], options: argparse.Namespace) -> None:
+    """Measure all ways, in turns, and print the table."""
+    connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=60)
+    async with aiohttp.ClientSession(connector=connector) as session:
+        for way in ways:  # warm
+            await steady(session, replace(way, latencies_s=[]), options.rate, 1.0)
+        cpu = {way.name: 0.0 for way in ways}
+        flushes: list[float] = []
+        for _ in range(ROUNDS):
+            flushes += await asyncio.to_thread(flushes_s, options.folder, 60)
+            for way in ways:
+                used = cpu_s(way.pid) if way.pid else 0.0
+                await steady(session, way, options.rate, options.seconds / ROUNDS)
+                cpu[way.name] += (cpu_s(way.pid) if way.pid else 0.0) - used
+        direct = ways[0]
+        flush50, flush99 = _ms(flushes, 0.5), _ms(flushes, 0.99)
+        note("a flush of the disk: p50 / p99", f"{flush50:7.2f} / {flush99:7.2f} ms")
+        for way in ways:
+            p50, p99 = _ms(way.latencies_s, 0.5), _ms(way.latencies_s, 0.99)
+            note(f"{way.name}, {options.rate:.0f}/s: p50 / p99", f"{p50:7.2f} / {p99:7.2f} ms")
+            if way.failures:
+                note("  failed", str(way.failures), "0", False)
+            if way is direct:
+                continue
+            more50, more99 = p50 - _ms(direct.latencies_s, 0.5), p99 - _ms(direct.latencies_s, 0.99)
+            ours = way is ways[1]
+            note(
+                "  added p50",
+                f"{more50:7.2f} ms",
+                "under 4 ms" * ours,
+                more50 < 4 if ours else None,
+            )
+            note(
+                "  added p99",
+                f"{more99:7.2f} ms",
+                "under 15 ms" * ours,
+                more99 < 15 if ours else None,
+            )
+            if ours:
+                note("  added p50 beyond one flush", f"{more50 - flush50:7.2f} ms")
+            note("  CPU per request", f"{cpu[way.name] / len(way.latencies_s) * 1e3:7.2f} ms")
+        per_core = {}
+        for way in ways[1:]:
+            rate, per_core[way.name] = await flat_out(session, way, options.seconds / 2)
+            note(f"{way.name}, flat out: requests/s", f"{rate:7.0f}")
+            note("  requests per CPU second", f"{per_core[way.name]:7.0f}")
+        if len(per_core) == 2:
+            ours, theirs = per_core.values()
+            note(
+                "rate per core, ours to LiteLLM's",
+                f"{ours / theirs:7.1f}",
+                "at least 3",
+                ours >= 3 * theirs,
+            )
+    if options.streams:
+        whole, before, most, took = await many_streams(ways[1], options.streams)
+        note(
+            f"{options.streams} streams at once, whole",
+            str(whole),
+            str(options.streams),
+            whole == options.streams,
+        )
+        note(
+            "  memory before / at most",
+            f"{before:6.0f} / {most:6.0f} MiB",
+            "under +200",
+            most - before < 200,
+        )
+        note("  seconds (the engine's own)", f"{took:.1f} ({CHUNKS * CHUNK_S:.1f})")
+
+
+async def main(options: argparse.Namespace) -> None:
+    """Start everything, measure, stop everything."""
+    print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, Python {sys.version.split()[0]}")
+    with tempfile.TemporaryDirectory(prefix="gateway-", dir=options.data) as name:
+        folder, port = Path(name), _free_port()
+        options.folder = folder
+        engine = f"http://127.0.0.1:{port}"
+        command = [sys.executable, __file__, "--mock", str(port)]
+        async with contextlib.AsyncExitStack() as stack:
+            process = stack.enter_context(_process(command, folder / "mock.log"))
+            await _until_up(process, f"{engine}/health", folder / "mock.log")
+            ways = [Way("direct", engine)]
+            ours = journeyman(folder, engine, options.streams, options.rows)
+            ways.append(await stack.enter_async_context(ours))
+            if options.litellm:
+                ways.append(await stack.enter_async_context(rival(folder, engine, options.litellm)))
+            await measure(ways, options)
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--rate", type=float, default=100.0, help="requests per second")
+    parser.add_argument("--seconds", type=float, default=10.0, help="for each way")
+    parser.add_argument("--streams", type=int, default=1000, help="streams held open at once")
+    parser.add_argument("--rows", type=int, default=0, help="interactions put into the record")
+    parser.add_argument("--litellm", type=Path, help="environment of the rival")
+    parser.add_argument("--data", type=Path, help="where the record is kept meanwhile")
+    parser.add_argument("--mock", type=int, help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    given = _options()
+    with contextlib.suppress(KeyboardInterrupt):
+        uvloop.run(mock(given.mock) if given.mock else main(given))
