@@ -128,6 +128,22 @@ EXECUTION = st.fixed_dictionaries(
         "inference_id": ANY,
     },
 )
+RESPONSE = st.fixed_dictionaries(
+    {"model": st.just("code") | ANY, "input": st.text(max_size=20) | st.lists(ANY) | ANY},
+    optional={"instructions": ANY, "metadata": ANY, "store": ANY, "stream": ANY, "user": ANY},
+)
+ANTHROPIC = st.fixed_dictionaries(
+    {
+        "model": st.just("code") | ANY,
+        "messages": st.lists(MESSAGE, min_size=1, max_size=3) | ANY,
+        "max_tokens": st.integers(1, 50) | ANY,
+    },
+    optional={"system": ANY, "metadata": ANY, "stream": ANY, "stop_sequences": ANY},
+)
+JOB = st.fixed_dictionaries(
+    {"model": st.just("code") | ANY, "training_file": st.just("record") | ANY},
+    optional={"metadata": ANY, "method": ANY, "hyperparameters": ANY, "seed": ANY, "suffix": ANY},
+)
 OFTEN = settings(
     max_examples=60,
     deadline=None,
@@ -190,3 +206,17 @@ def test_events(server: Running, event: Any, blob: Any) -> None:
 @given(body=EXECUTION)
 def test_executions(server: Running, body: Any) -> None:
     _check(server, "/v1/executions", body)
+
+
+@OFTEN
+@given(body=RESPONSE, message=ANTHROPIC)
+def test_responses_and_messages(server: Running, body: Any, message: Any) -> None:
+    _check(server, "/v1/responses", body)
+    _check(server, "/v1/messages", message)
+    _check(server, "/v1/messages/count_tokens", message)
+
+
+@OFTEN
+@given(body=JOB)
+def test_jobs(server: Running, body: Any) -> None:
+    _check(server, "/v1/fine_tuning/jobs", body)
