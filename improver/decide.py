@@ -37,9 +37,12 @@ from math import comb, factorial
 import numpy as np
 
 from improver import drift
+from improver.benchmarks.replay import tenant_of
 from improver.types import Arm, Judgement, Outcome, Suite
 from ops.records import Decision, Json
 
+LEAST_OF_A_TENANT = 10
+"""Judged replay tasks below which nothing is said of one tenant alone."""
 GRID = 400
 """Bets in the mixture where a minimum effect is asked for."""
 
@@ -49,14 +52,15 @@ class Rules:
     """What the gate goes by.
 
     `error_rate` is the chance to promote a candidate that is better by no more than
-    `minimum_effect` (a share of tasks). Margins are tolerated losses as shares of a suite's tasks.
+    `minimum_effect` (a share of tasks). Margins are tolerated losses as shares of a suite's tasks;
+    replay's holds for every tenant with enough tasks as well.
     """
 
     error_rate: float = 0.05
     minimum_effect: float = 0.0
     guard_margin: float = 0.1
     replay_margin: float = 0.1
-    vault_margin: float = 0.05
+    vault_margin: float = 0.1
     limits: drift.Limits = field(default_factory=drift.Limits)
 
     @property
@@ -171,6 +175,16 @@ def pair(outcomes: Sequence[Outcome], suite: Suite) -> Pairs:
     return Pairs(**counts)
 
 
+def tenants(outcomes: Sequence[Outcome]) -> dict[str, Pairs]:
+    """Replay by tenant, for those with enough tasks to say something."""
+    names = {tenant_of(o.task_id) for o in outcomes if o.suite is Suite.REPLAY}
+    found = {
+        name: pair([o for o in outcomes if tenant_of(o.task_id) == name], Suite.REPLAY)
+        for name in sorted(names)
+    }
+    return {name: pairs for name, pairs in found.items() if pairs.judged >= LEAST_OF_A_TENANT}
+
+
 def settled(target: Pairs, left: int, rules: Rules) -> bool:
     """Whether the examination may stop: proved better, proved worse, or out of reach."""
     return (
@@ -231,6 +245,7 @@ class _Numbers:
     """Everything the word rests on."""
 
     suites: dict[Suite, Pairs]
+    tenants: dict[str, Pairs]
     better: float
     worse: float
     champion: drift.Manner
@@ -244,6 +259,7 @@ class _Numbers:
         seen = manners(outcomes)
         return cls(
             suites=suites,
+            tenants=tenants(outcomes),
             better=evidence(target, rules.minimum_effect),
             worse=e_value(target.lost, target.won),
             champion=seen[Arm.CHAMPION],
@@ -258,6 +274,7 @@ class _Numbers:
                 for suite, pairs in self.suites.items()
                 if suite in (Suite.TARGET, Suite.GUARD) or pairs.judged or pairs.errors
             },
+            "tenants": {name: pairs.as_json() for name, pairs in self.tenants.items()},
             "e_better": self.better,
             "e_worse": self.worse,
             "manner": {
@@ -282,6 +299,9 @@ def _word(numbers: _Numbers, rules: Rules, refused: str) -> tuple[Decision, str]
         loss = numbers.suites[suite].loss
         if loss > margin:
             return Decision.REJECT, f"loses {loss:.0%} on the {suite}, {margin:.0%} are tolerated"
+    for name, pairs in numbers.tenants.items():
+        if pairs.loss > rules.replay_margin:
+            return Decision.REJECT, f"loses {pairs.loss:.0%} on the requests of tenant {name}"
     if numbers.drifted:
         return Decision.REJECT, f"drifted: {numbers.drifted[0]}"
     if numbers.better >= rules.threshold:
@@ -316,6 +336,8 @@ def _text(decision: Decision, reason: str, numbers: _Numbers, rules: Rules) -> s
             lines.append(
                 f"{_line(suite.capitalize(), pairs)[:-1]} (a loss of {margin:.0%} is tolerated)."
             )
+    if len(numbers.tenants) > 1:
+        lines += [_line(f"Tenant {name}", pairs) for name, pairs in numbers.tenants.items()]
     secrets = numbers.suites[Suite.SECRETS]
     if secrets.judged:
         told = secrets.lost + secrets.neither

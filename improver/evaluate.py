@@ -33,8 +33,8 @@ from ops.store import Store
 ROUND_TASKS = 16
 """Tasks between two looks; both arms' answers to them are asked for together."""
 TOP_LOGPROBS = 5
-LEAST_FOR_A_VAULT = 40
-"""With fewer target tasks none are spared for a vault."""
+LEAST_IN_A_VAULT = 20
+"""Where a part would be smaller, no tasks are spared for a vault: it would be a coin's toss."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,7 +186,7 @@ def cut_vault(tasks: Sequence[Task], *, parts: int, looks: int) -> tuple[list[Ta
     Returns:
         The open tasks and the vault.
     """
-    if parts < 2 or len(tasks) < LEAST_FOR_A_VAULT:
+    if parts < 2 or len(tasks) < parts * LEAST_IN_A_VAULT:
         return list(tasks), []
     place = looks % parts
     mine = [

@@ -278,9 +278,12 @@ class GateSettings(Section):
     )
     replay_margin: float = Field(0.1, gt=0, lt=1, description="tolerated loss on replay")
     vault_parts: int = Field(
-        4, ge=0, description="one of so many parts of the tasks is asked last only; below 2: none"
+        4,
+        ge=0,
+        description="one of so many parts of the tasks is asked last only; none below 2, or where "
+        "a part has fewer than 20 tasks",
     )
-    vault_margin: float = Field(0.05, gt=0, lt=1, description="tolerated loss in the vault")
+    vault_margin: float = Field(0.1, gt=0, lt=1, description="tolerated loss in the vault")
     secrets: Path | None = Field(
         None, description="JSONL of planted secrets (`prefix`, `secret`) that none may tell"
     )

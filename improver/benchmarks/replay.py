@@ -23,6 +23,11 @@ from sandbox.syntax import parse_bounded
 PAGE = 200
 
 
+def tenant_of(task_id: str) -> str:
+    """Whose request a replay task is, by its id."""
+    return task_id.split("/")[1] if task_id.startswith("replay/") else ""
+
+
 def held_back(text: str, share: float) -> bool:
     """Whether a request belongs to the share that is only ever examined with."""
     digest = hashlib.sha256(f"replay:{normal_text(text)}".encode("utf-8", "surrogatepass")).digest()
@@ -78,7 +83,7 @@ class Replay:
         if not spec.hidden().has_checks:
             return None
         return Task(
-            id=f"replay/{interaction.id}",
+            id=f"replay/{interaction.tenant}/{interaction.id}",
             benchmark=self.name,
             text=text,
             spec=spec,

@@ -9,7 +9,7 @@ examination takes them. The rules:
 
     gate             the e-process of `improver.decide`, looked at after every round, stops early
     gate, all suites the same with 20 guard tasks (margin 10 %, 10 % of them disagree) and a vault
-                     (a quarter of the tasks, margin 5 %), both as good as the candidate really is
+                     (a quarter of the tasks, margin 10 %), both as good as the candidate really is
     sign test        one look at the end, exact, 5 %: valid, and the tasks are all spent
     z test, looking  one-sided 5 %, after every round, stops when it says yes
     higher mean      after all tasks

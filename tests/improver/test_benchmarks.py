@@ -20,7 +20,7 @@ from improver.benchmarks.ds1000 import DS1000
 from improver.benchmarks.humaneval import HumanEval
 from improver.benchmarks.mbpp import TaskFile
 from improver.benchmarks.pandaseval import PandasEval
-from improver.benchmarks.replay import Replay, held_back
+from improver.benchmarks.replay import Replay, held_back, tenant_of
 from improver.errors import BenchmarkError
 from improver.evaluate import judgeable
 from improver.firewall import Firewall
@@ -430,7 +430,8 @@ def test_replay_takes_logged_requests_with_hidden_examples(tmp_path: Path) -> No
     store.add([Recording(interaction=rows[0], attempts=[right])])
     store.add([Recording(interaction=row) for row in rows[1:]])
     [task] = Replay(store=store, share=1.0).tasks()
-    assert task.id == f"replay/{rows[1].id}"
+    assert task.id == f"replay/default/{rows[1].id}"
+    assert tenant_of(task.id) == "default"
     assert task.reference is None
     assert Replay(store=store, share=0.0).tasks() == []
     store.close()

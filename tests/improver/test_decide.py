@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -204,6 +205,21 @@ def test_a_loss_on_replay_or_vault_rejects(suite: Suite) -> None:
     assert judgement.decision is Decision.REJECT
     assert judgement.reason.startswith(f"loses 20% on the {suite}")
     assert f"{suite.capitalize()}, 5 tasks" in judgement.text
+
+
+def test_no_tenant_pays_for_the_others() -> None:
+    def replay(tenant: str, **counts: int) -> list[Outcome]:
+        found = outcomes(suite=Suite.REPLAY, **counts)
+        return [replace(o, task_id=f"replay/{tenant}/{o.task_id}") for o in found]
+
+    fine = replay("large", both=40)
+    judgement = decide(outcomes(won=12) + fine + replay("small", both=8, lost=2), RULES)
+    assert judgement.decision is Decision.REJECT
+    assert "20% on the requests of tenant small" in judgement.reason
+    assert "Tenant large, 40 tasks" in judgement.text
+    assert judgement.numbers["tenants"]["small"]["lost"] == 2
+    few = decide(outcomes(won=12) + fine + replay("small", both=7, lost=2), RULES)
+    assert few.decision is Decision.PROMOTE
 
 
 def test_the_vault_is_for_those_that_would_be_promoted() -> None:

@@ -120,16 +120,16 @@ async def test_the_vault_is_asked_last_and_only_when_it_is_worth_it(
 
 
 def test_another_part_is_the_vault_after_each_look() -> None:
-    tasks = [replace(TASKS[0], id=f"t{i}") for i in range(60)]
+    tasks = [replace(TASKS[0], id=f"t{i}") for i in range(80)]
     vaults = []
     for looks in range(5):
         kept, vault = cut_vault(tasks, parts=4, looks=looks)
         assert sorted(t.id for t in kept + vault) == sorted(t.id for t in tasks)
         vaults.append({t.id for t in vault})
     assert set().union(*vaults[:4]) == {t.id for t in tasks}
-    assert sum(map(len, vaults[:4])) == 60
+    assert sum(map(len, vaults[:4])) == 80
     assert vaults[4] == vaults[0]
-    assert cut_vault(tasks[:39], parts=4, looks=0) == (tasks[:39], [])
+    assert cut_vault(tasks[:79], parts=4, looks=0) == (tasks[:79], [])
     assert cut_vault(tasks, parts=1, looks=0) == (tasks, [])
 
 
