@@ -24,10 +24,9 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 
 from improver.errors import ImportFileError
 from ops.records import Interaction, Json
@@ -35,6 +34,9 @@ from sandbox import values
 from sandbox.errors import SpecError
 from sandbox.spec import Spec, derive_spec, literal_calls, parse_spec, show_value
 from sandbox.syntax import literal, parse_bounded
+
+if TYPE_CHECKING:  # loaded where tables are: the daemon does without it
+    import pandas as pd
 
 MAX_ROWS = 200
 MAX_COLUMNS = 10
@@ -110,6 +112,8 @@ def _arguments(call: Sequence[Any]) -> str:
 
 def head_text(frame: pd.DataFrame) -> str:
     """Header and first rows as CSV; long cells are cut."""
+    import pandas as pd
+
     rows = [[str(name) for name in frame.columns]]
     rows += [
         ["" if pd.isna(cell) else str(cell)[:CELL_CHARS] for cell in row]
@@ -126,6 +130,8 @@ def head_text(frame: pd.DataFrame) -> str:
 
 def _shuffled(frame: pd.DataFrame, rng: np.random.Generator) -> pd.DataFrame:
     """Each column in an order of its own: every row says something else."""
+    import pandas as pd
+
     columns = {name: frame[name].iloc[rng.permutation(len(frame))].array for name in frame.columns}
     return pd.DataFrame(columns)
 
@@ -138,6 +144,8 @@ def _resampled(frame: pd.DataFrame, rng: np.random.Generator) -> pd.DataFrame:
 
 def _altered(frame: pd.DataFrame, rng: np.random.Generator) -> pd.DataFrame:
     """Other numbers, and texts exchanged for one another."""
+    import pandas as pd
+
     changed = {}
     for name in frame.columns:
         column = frame[name]
@@ -204,6 +212,8 @@ def read_tables(directory: Path, *, licence: str | None = None) -> Found:
 
 def read_csv(text: str) -> tuple[pd.DataFrame, str] | str:
     """Read a table and its separator, or say why it is none."""
+    import pandas as pd
+
     lines = [line for line in text.splitlines()[:20] if line.strip()]
     if len(lines) <= LEAST_ROWS:
         return "too few rows"
@@ -271,6 +281,8 @@ def redacted(frame: pd.DataFrame) -> pd.DataFrame:
     Equal values stay equal, so that grouping and joining still mean something. It finds the
     usual forms, not every form.
     """
+    import pandas as pd
+
     columns = {}
     for name in frame.columns:
         column = frame[name]
@@ -386,6 +398,8 @@ def _last_words(messages: Sequence[Json]) -> str:
 
 
 def _spec_tables(spec: Spec) -> dict[str, pd.DataFrame]:
+    import pandas as pd
+
     for cell in spec.cells:
         tables = {}
         for name, form in cell.variables.items():
@@ -420,6 +434,8 @@ def _text_tables(text: str) -> Iterator[tuple[str, pd.DataFrame]]:
 
 
 def _literal_tables(code: str) -> Iterator[tuple[str, pd.DataFrame]]:
+    import pandas as pd
+
     tree = parse_bounded(code)
     for node in tree.body if tree is not None else ():
         if not isinstance(node, ast.Assign) or not isinstance(node.targets[0], ast.Name):

@@ -9,6 +9,7 @@ the stage is run again.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import sys
@@ -69,7 +70,9 @@ async def _run(
             stdin=asyncio.subprocess.DEVNULL,
             stdout=output,
             stderr=output,
+            start_new_session=True,
         )
+        step_back(process.pid, nice)
         follow = asyncio.create_task(
             _follow(directory / "progress.jsonl", on_progress), name="training-progress"
         )
@@ -82,6 +85,17 @@ async def _run(
                 await process.wait()
     if status != 0:
         raise TrainingError(f"the training process ended with {status}: {_last_words(log)}")
+
+
+def step_back(pid: int, nice: int) -> None:
+    """Let everybody else go before the session that a process leads.
+
+    Linux shares the processor between sessions first and heeds niceness only within one, unless
+    the session's group has it too (sched(7), "The autogroup feature"). Where the kernel does not
+    group, there is nothing to do.
+    """
+    with contextlib.suppress(OSError):
+        Path(f"/proc/{pid}/autogroup").write_text(str(nice))
 
 
 async def _follow(path: Path, on_progress: Callable[[Json], None]) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from improver.errors import TrainingError
-from improver.trainer import run_training
+from improver.trainer import run_training, step_back
 from improver.types import TrainJob
 from ops import probe
 
@@ -85,3 +85,17 @@ def test_the_rest_of_the_improver_stays_light() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_training_steps_back_behind_every_other_session() -> None:
+    process = subprocess.Popen(["sleep", "30"], start_new_session=True)
+    group = Path(f"/proc/{process.pid}/autogroup")
+    try:
+        if not group.exists():
+            pytest.skip("this kernel does not group by session")
+        step_back(process.pid, 7)
+        assert group.read_text().split()[-1] == "7"
+    finally:
+        process.kill()
+        process.wait()
+    step_back(process.pid, 7)  # it is gone: nothing to do
