@@ -77,6 +77,8 @@ class FakeEngine:
         self.token_delay_s = 0.0
         self.health = True
         self.apply_adapters = True
+        self.tool: tuple[str, str] | None = None
+        """Name and arguments of the call with which chats that offer tools are answered."""
         self.fail: dict[str, tuple[int, Json]] = {}
         """Path -> status and body to answer with instead."""
         self.break_stream_after: int | None = None
@@ -311,6 +313,8 @@ class FakeEngine:
             "model": body["model"],
         }
         texts = self._texts(body, chat)
+        if chat and self.tool is not None and body.get("tools"):
+            return _tool_answer(body, head, *self.tool)
         if body.get("stream"):
             return StreamingResponse(
                 self._stream(body, texts, head, chat), media_type="text/event-stream"
@@ -518,6 +522,36 @@ class FakeEngine:
         if last:
             part["stop_reason"] = None
         return {**part, "token_ids": None}
+
+
+def _tool_answer(body: Json, head: Json, name: str, arguments: str) -> Response:
+    call = {"id": "chatcmpl-tool-1", "type": "function"}
+    tail = {"logprobs": None, "finish_reason": "tool_calls", "stop_reason": None}
+    if not body.get("stream"):
+        whole = {**call, "function": {"name": name, "arguments": arguments}}
+        message = {"role": "assistant", "content": None, "tool_calls": [whole]}
+        choice = {"index": 0, "message": message, **tail}
+        object_ = "chat.completion"
+        return JSONResponse({**head, "object": object_, "choices": [choice], "usage": _usage(5)})
+    middle = len(arguments) // 2
+    deltas: list[Json] = [
+        {"role": "assistant", "content": ""},
+        {"tool_calls": [{**call, "index": 0, "function": {"name": name, "arguments": ""}}]},
+        *(
+            {"tool_calls": [{"index": 0, "function": {"arguments": part}}]}
+            for part in (arguments[:middle], arguments[middle:])
+        ),
+        {"content": ""},
+    ]
+    start = {**head, "object": "chat.completion.chunk"}
+    events = []
+    for number, delta in enumerate(deltas):
+        last = number == len(deltas) - 1
+        choice = {"index": 0, "delta": delta, **(tail if last else {"finish_reason": None})}
+        events.append(_event({**start, "choices": [choice]}))
+    if (body.get("stream_options") or {}).get("include_usage"):
+        events.append(_event({**start, "choices": [], "usage": _usage(5)}))
+    return Response(b"".join([*events, b"data: [DONE]\n\n"]), media_type="text/event-stream")
 
 
 def _response(body: Json, text: str, made: int) -> Json:

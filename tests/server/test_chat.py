@@ -246,3 +246,33 @@ def test_more_requests_than_places_are_refused_at_once(
         assert refused[0].json()["error"]["code"] == "overloaded"
         assert refused[0].headers["retry-after"] == "1"
         assert server.chat().status_code == 200
+
+
+TOOLS: list[Any] = [
+    {"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}
+]
+
+
+def test_tools_are_passed_on_and_their_calls_recorded(server: Running) -> None:
+    server.engine.tool = ("look", '{"where": "here"}')
+    client = server.openai.chat.completions
+    asked: dict[str, Any] = {
+        "model": "code",
+        "messages": [{"role": "user", "content": "look"}],
+        "tools": TOOLS,
+        "tool_choice": "auto",
+    }
+    whole = client.create(**asked)
+    with client.stream(**asked) as stream:
+        streamed = stream.get_final_completion()
+    for answer in (whole, streamed):
+        (choice,) = answer.choices
+        assert choice.finish_reason == "tool_calls"
+        (call,) = choice.message.tool_calls
+        assert (call.function.name, call.function.arguments) == server.engine.tool
+        row = server.store.interaction(answer.id.removeprefix("chatcmpl-"))
+        (kept,) = row.choices[0]["message"]["tool_calls"]
+        assert (kept["function"]["name"], kept["function"]["arguments"]) == server.engine.tool
+        assert row.params["tools"] == TOOLS
+    sent = server.engine.bodies()
+    assert all(body["tools"] == TOOLS and body["tool_choice"] == "auto" for body in sent)
