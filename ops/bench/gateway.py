@@ -316,6 +316,7 @@ def fill(url: str, rows: int) -> None:
         batch = min(5000, rows - start)
         store.add([Recording(interaction=replace(one, id=new_id())) for _ in range(batch)])
     store.close()
+    os.sync()  # or the disk would still be busy with it when the measurement begins
 
 
 @contextlib.asynccontextmanager

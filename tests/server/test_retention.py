@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from starlette.testclient import TestClient
 
 from ops import metrics
-from ops.errors import NotFound
+from ops.errors import NotFound, SettingsError
 from ops.records import DatasetRow, now
-from ops.settings import RetentionSettings
+from ops.settings import EngineSettings, RetentionSettings, Settings
 from ops.store import Recording, Store
+from server.app import create_app
 from server.recording import Recorder
 from server.retention import BATCH_ROWS, Retention
 from tests.fake_engine import FakeEngine
@@ -135,3 +137,17 @@ def test_the_server_sweeps_by_itself(engine: FakeEngine, pool: SharedPool, tmp_p
         ids = [server.chat().json()["id"].removeprefix("chatcmpl-") for _ in range(5)]
         server.until(lambda: server.store.count_interactions() == 2)
         assert {row.id for row in server.store.interactions()} == set(ids[-2:])
+
+
+def test_a_size_that_cannot_be_told_is_refused_at_the_start(
+    engine: FakeEngine, pool: SharedPool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Store, "size_bytes", lambda self: None)
+    settings = Settings(
+        data_dir=tmp_path,
+        engine=EngineSettings(url=engine.url),
+        retention=RetentionSettings(max_bytes=1 << 20),
+    )
+    app = create_app(settings, checker=pool)
+    with pytest.raises(SettingsError, match="max_interactions"), TestClient(app):
+        pass
