@@ -123,7 +123,7 @@ def described_text(traced: Traced) -> str:
     if item.get("kind") == "dataframe":
         columns = item.get("columns", ())
         named = [
-            f"{str(values.decode(c['name']))[:60]} ({c.get('dtype', 'object')})"
+            f"{str(values.decode(c['name']))[:60]} ({c.get('dtype', 'object')}{_different(c)})"
             for c in columns[:MAX_COLUMNS_TOLD]
         ]
         more = " …" if len(columns) > MAX_COLUMNS_TOLD else ""
@@ -136,6 +136,12 @@ def described_text(traced: Traced) -> str:
     if item.get("kind") == "container" and "length" in item:
         return f"{text} with {item['length']} items"
     return text
+
+
+def _different(column: Json) -> str:
+    """How many different values a column has: what tells a reader what a row stands for."""
+    count = column.get("unique_in_head")
+    return "" if count is None else f", {count} different"
 
 
 def clean_summary(text: str) -> str:
@@ -197,4 +203,30 @@ def _untrue(summary: str, traced: Traced, names: set[str]) -> str | None:
         actual = width if thing.startswith("column") else rows
         if actual is not None and int(number) != actual:
             return "summary gives a wrong size"
+    return _wrong_grain(summary, item)
+
+
+_GRAIN = re.compile(
+    r"\b(?:row|entry|line)s? (?:for|per) (?:(?:each|every)(?: one)?(?: of the)? )?(?:(\d+) )?"
+    r"`?([A-Za-z_]\w*)\b`?(?! and\b|, \w+(?:,| and\b))"
+)
+COUNTED_ROWS = 1000
+"""In so many rows a description counts what is different."""
+
+
+def _wrong_grain(summary: str, item: Json) -> str | None:
+    """Whether a summary says "one row for each team" where rows and teams are not as many."""
+    rows = item.get("rows")
+    if rows is None or rows > COUNTED_ROWS:
+        return None
+    counts = {
+        str(values.decode(column["name"])).lower(): column["unique_in_head"]
+        for column in item.get("columns", ())
+        if "unique_in_head" in column
+    }
+    for number, word in _GRAIN.findall(summary):
+        names = (word.lower(), word.lower().removesuffix("s"))
+        count = next((counts[name] for name in names if name in counts), None)
+        if count is not None and (count != rows or (number and int(number) != count)):
+            return "summary gives a wrong grain"
     return None

@@ -555,7 +555,7 @@ def tidy(opening: str, continuation: str) -> str:
 _SOLUTION = re.compile(
     r"(?:(?<=[.!?:])|^)[ \t]*(?:\*\*|#+ )?(?:"
     r"here(?:'s| is) (?:how|an? (?:example )?(?:implementation|solution)"
-    r"|the (?:code|solution|implementation))"
+    r"|the (?:code|solution|implementation)|an? (?:\w+ )?(?:breakdown|explanation|step))"
     r"|in this solution|this solution (?:works|uses)|to solve this"
     r"|(?:the )?solution:|explanation:)",
     re.I | re.M,
@@ -565,7 +565,8 @@ _LAST_SENTENCE = re.compile(r"(?<=[.!?])\s+[^.!?]*:\s*$")
 _SPEAKS_OF_CODE = re.compile(
     r"\b(?:do not|don't|without|not) (?:show|include|mention)\w* (?:any |the )?(?:actual )?code\b"
     r"|\b(?:the|this|above|given|provided|following|my|your) "
-    r"(?:python )?(?:code|snippet|implementation|response)\b|\bcode (?:above|below)\b",
+    r"(?:python )?(?:code|snippet|implementation|response)\b|\bcode (?:above|below)\b"
+    r"|\b(?:given|provided) solution\b",
     re.I,
 )
 

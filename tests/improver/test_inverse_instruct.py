@@ -335,6 +335,7 @@ def test_instructions_end_before_the_words_that_lead_up_to_code() -> None:
         "\n\nTo solve this problem, we sort.",
         "\n\nIn this solution:\n1. The list is sorted.",
         " Here is an example implementation in Python, which sorts.",
+        "\n\nHere's a detailed breakdown of how you might do it: 1. Sort.",
     ],
 )
 def test_instructions_end_before_their_solution(after: str) -> None:

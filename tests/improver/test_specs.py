@@ -112,6 +112,34 @@ def test_summaries_that_paraphrase_the_code_or_lie_are_refused(
     assert (found is None) if why is None else (found is not None and why in found)
 
 
+@pytest.mark.parametrize(
+    ("summary", "wrong"),
+    [
+        ("`late` has one row for each of the 5 workers, with their team and their hours.", True),
+        ("`late` has one row per worker, with the team of the worker and the hours.", True),
+        ("`late` has one row for each `id`, with worker and team and the hours.", False),
+        ("`late` has one row for each of the 4 ids, with worker and team and the hours.", True),
+        ("`late` has one row for each worker and day, with the team and the hours.", False),
+        ("`late` has one row for each worker, team and day, together with the hours.", False),
+        ("`late` has one row for each shift that began late, with worker and hours.", False),
+    ],
+)
+def test_a_row_stands_for_what_there_are_as_many_of(summary: str, wrong: bool) -> None:
+    columns = [
+        {"name": "id", "dtype": "int64", "unique_in_head": 5},
+        {"name": "worker", "dtype": "object", "unique_in_head": 3},
+        {"name": "team", "dtype": "object"},
+        {"name": "hours", "dtype": "float64", "unique_in_head": 5},
+    ]
+    described = {"kind": "dataframe", "type": "pandas.DataFrame", "rows": 5, "columns": columns}
+    late = Traced(program="late = df[df.hours > 8]\n", output="late", described=described)
+    found = fault(summary, late, TABLES, ())
+    assert found == ("summary gives a wrong grain" if wrong else None)
+    told = summary_messages("Who was late?", late, TABLES)[-1]["content"]
+    assert "worker (object, 3 different)" in told
+    assert "team (object)" in told
+
+
 def test_a_column_may_bear_the_name_of_an_api() -> None:
     counted = 'totals = df.groupby("team").count()\n'
     assert "count" in api_names(counted)
