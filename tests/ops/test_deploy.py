@@ -27,6 +27,7 @@ from sandbox.pool import Pool
 from sandbox.spec import Cell, Example, Spec, Stdio, Test, Variable, parse_spec, render
 from sandbox.types import Tier, Verdict
 from server.app import create_app
+from server.executions import ExecutionIn, ExecutionReport
 from server.protocol import METRIC_TYPES, FeedbackIn, SpecOptions, read_spec
 
 ROOT = Path(__file__).parents[2]
@@ -461,20 +462,29 @@ def test_the_examples_of_the_clients_page_are_well_formed() -> None:
         if kind == "python":
             compile(body, "clients.md", "exec")
         elif kind == "yaml":
-            for model in _models(yaml.safe_load(body)):
+            config = yaml.safe_load(body)
+            for model in _models(config):
                 assert model.get("apiBase", model.get("api_base")) == "http://127.0.0.1:8000/v1"
+            for sink in config.get("data", []) if isinstance(config, dict) else []:
+                assert sink["destination"] == "http://127.0.0.1:8000/v1/ingest/continue"
+        elif kind == "js":
+            assert "http://127.0.0.1:8000/v1" in body  # tests/server/clients.mjs runs the like
         else:
             subprocess.run(["bash", "-n", "-c", body], check=True)
             for given in re.findall(r"-d '(\{.*?\})'", body, re.S):
                 request = json.loads(given)
                 if "io_spec" in request:
                     spec_of(request["io_spec"])
+                elif request.get("source") == "client":
+                    ExecutionReport.model_validate(request)
+                elif "code" in request:
+                    ExecutionIn.model_validate(request)
                 else:
                     FeedbackIn.model_validate(request)
 
 
 def _models(config: Any) -> list[dict[str, Any]]:
-    models: list[dict[str, Any]] = config["models"] if isinstance(config, dict) else config
+    models: list[dict[str, Any]] = config.get("models", []) if isinstance(config, dict) else config
     return models
 
 
@@ -497,8 +507,9 @@ def test_every_command_on_the_pages_exists(name: str, words: list[str]) -> None:
         assert found is not None, words
         command = found
     if command.context_settings.get("ignore_unknown_options"):  # another package's command: ask it
-        module = {"sandbox": "sandbox", "improve": "improver"}[words[0]]
-        source = (ROOT / module / "__main__.py").read_text(encoding="utf-8")
+        sources = {"sandbox": "sandbox/__main__", "keys": "server/auth"}
+        module = sources.get(words[0], "improver/__main__")
+        source = (ROOT / f"{module}.py").read_text(encoding="utf-8")
         for word in rest:
             assert not word[0].islower() or f'"{word}"' in source, words
             assert not word.startswith("--") or f'"{word}"' in source, words
