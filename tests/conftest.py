@@ -10,10 +10,15 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from ops.registry import Registry
 from ops.store import Store
+
+# A slow machine is not a finding: what must be fast is measured in `ops/bench/`.
+hypothesis.settings.register_profile("journeyman", deadline=None)
+hypothesis.settings.load_profile("journeyman")
 
 
 @pytest.fixture
