@@ -24,7 +24,7 @@ from pathlib import Path
 
 from improver.errors import ImportFileError
 from improver.types import Origin
-from ops.records import Feedback, Interaction, Json, Metric
+from ops.records import Feedback, Interaction, Json, Metric, Source
 from ops.store import Store
 from sandbox.errors import SpecError
 from sandbox.extract import extract_program, program_sha256
@@ -330,6 +330,11 @@ def of_record(store: Store, *, limit: int = 2000, before: datetime | None = None
     return corpus
 
 
+def _is_request(interaction: Interaction) -> bool:
+    """Whether its messages ask for something; text to be completed is no request."""
+    return interaction.source is not Source.CLIENT and interaction.endpoint != "/v1/completions"
+
+
 def _of_interaction(
     interaction: Interaction, given: Sequence[Feedback], store: Store
 ) -> Snippet | str:
@@ -340,7 +345,7 @@ def _of_interaction(
     base = Snippet(
         id="",
         code="",
-        messages=interaction.messages,
+        messages=interaction.messages if _is_request(interaction) else [],
         spec=spec,
         origin=Origin.DEMONSTRATION,
         source=str(interaction.source),

@@ -9,7 +9,7 @@ import pytest
 from improver import corpus
 from improver.errors import ImportFileError
 from improver.types import Origin
-from ops.records import Attempt, Feedback, FeedbackSource, Metric, new_id, now
+from ops.records import Attempt, Feedback, FeedbackSource, Metric, Source, new_id, now
 from ops.store import Recording, Store
 from tests.improver.test_contexts import interaction
 
@@ -99,8 +99,21 @@ def test_a_missing_corpus_is_the_operators_fault(tmp_path: Path) -> None:
         corpus.read_corpus(tmp_path / "nowhere")
 
 
-def _put(store: Store, program: str, verified: bool | None, **feedback: bool | str) -> str:
-    kept = replace(interaction("Double x."), verified=verified, adapter_name="code@v2")
+def _put(
+    store: Store,
+    program: str,
+    verified: bool | None,
+    endpoint: str = "chat",
+    source: Source = Source.SERVED,
+    **feedback: bool | str,
+) -> str:
+    kept = replace(
+        interaction("Double x."),
+        verified=verified,
+        adapter_name="code@v2",
+        endpoint=endpoint,
+        source=source,
+    )
     attempt = Attempt(
         id=new_id(),
         interaction_id=kept.id,
@@ -144,6 +157,17 @@ def test_the_record_gives_what_it_knows_to_be_right(store: Store) -> None:
     assert by_id[kept].origin is Origin.ACCEPTED
     assert by_id[kept].user == "ada"
     assert found.skipped == {"answer was refused": 1, "answer failed its checks": 1}
+
+
+def test_a_text_to_be_completed_is_no_request(store: Store) -> None:
+    code = "def f{0}(x):\n    return x * {0}\n"
+    accepted = {Metric.ACCEPTED: True}
+    asked = _put(store, code.format(1), None, **accepted)
+    _put(store, code.format(2), None, endpoint="/v1/completions", **accepted)
+    _put(store, code.format(3), None, source=Source.CLIENT, **accepted)
+    found = {s.interaction_ids[0]: s.instruction for s in corpus.of_record(store).snippets}
+    assert len(found) == 3
+    assert [one for one, words in found.items() if words] == [asked]
 
 
 def test_drawing_takes_what_has_a_request_the_same_way_each_time(tmp_path: Path) -> None:
