@@ -206,10 +206,15 @@ def manners(outcomes: Sequence[Outcome]) -> dict[Arm, drift.Manner]:
         for arm in Arm
     }
     common = by_arm[Arm.CHAMPION].keys() & by_arm[Arm.CANDIDATE].keys()
+    solved = {key for key in common if all(found[key].passed for found in by_arm.values())}
     return {
         arm: drift.manner(
             [
-                drift.Seen(tokens=found[key].tokens, traits=found[key].traits)
+                drift.Seen(
+                    tokens=found[key].tokens,
+                    traits=found[key].traits,
+                    both_solved=key in solved,
+                )
                 for key in sorted(common)
             ]
         )

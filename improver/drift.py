@@ -4,8 +4,9 @@ A model that is trained on its own answers can pass its examination and still be
 programs grow, shrink or become alike, it declines or asks back instead of answering, its next words
 become certain. All of this is read off the answers of the examination: `traits` of one answer,
 `Manner` of one arm, `exceeded` for what has moved further than the limits allow. Too few answers
-decide nothing. Length, likeness and entropy are those of the program: a model that learned to leave
-out the prose around it has not drifted (whole answers may shrink, and not grow).
+decide nothing. Likeness, entropy and length are those of the program, and lengths are compared
+where both arms are right: neither leaving out the prose around a program nor writing whole programs
+in place of stubs is drift. Whole answers may shrink, and not grow.
 
 Not measured: the divergence from the base model itself, which needs the base's log-probabilities of
 the candidate's answers (arXiv 2509.04259); entropy, length and likeness stand for it.
@@ -59,10 +60,15 @@ class Limits:
 
 @dataclass(frozen=True, kw_only=True)
 class Manner:
-    """How one arm answers. None where its answers do not tell."""
+    """How one arm answers. None where its answers do not tell.
+
+    `solved_tokens` and `program_tokens` are mean lengths, of answers and of the programs in them,
+    on tasks that both arms solved.
+    """
 
     answers: int = 0
     mean_tokens: float = 0.0
+    solved_tokens: float | None = None
     program_tokens: float | None = None
     refusals: float = 0.0
     asks_back: float = 0.0
@@ -76,10 +82,11 @@ class Manner:
 
 @dataclass(frozen=True, kw_only=True)
 class Seen:
-    """What is kept of an answer: its length and its traits."""
+    """What is kept of an answer: its length, its traits, whether both arms solved the task."""
 
     tokens: int
     traits: Json = field(default_factory=dict)
+    both_solved: bool = True
 
 
 def traits(text: str, program: str | None, logprobs: Sequence[Json] = ()) -> Json:
@@ -110,11 +117,13 @@ def manner(seen: Sequence[Seen]) -> Manner:
         return Manner()
     entropies = [float(s.traits["entropy"]) for s in seen if "entropy" in s.traits]
     sketches = [s.traits["sketch"] for s in seen if s.traits.get("sketch")]
-    lengths = [float(s.traits["length"]) for s in seen if "length" in s.traits]
+    solved = [s for s in seen if s.both_solved and "length" in s.traits]
+    enough = len(solved) >= LEAST_ANSWERS
     return Manner(
         answers=len(seen),
         mean_tokens=fmean(s.tokens for s in seen),
-        program_tokens=fmean(lengths) if lengths else None,
+        solved_tokens=fmean(s.tokens for s in solved) if enough else None,
+        program_tokens=fmean(float(s.traits["length"]) for s in solved) if enough else None,
         refusals=fmean(bool(s.traits.get("declines")) for s in seen),
         asks_back=fmean(bool(s.traits.get("asks")) and not s.traits.get("declines") for s in seen),
         similarity=_similarity(sketches),
@@ -128,11 +137,13 @@ def exceeded(champion: Manner, candidate: Manner, limits: Limits) -> list[str]:
         return []
     found = []
     most = limits.length_ratio
-    if candidate.mean_tokens > most * max(champion.mean_tokens, 1.0):
-        found.append(
-            f"answers of {candidate.mean_tokens:.0f} tokens instead of {champion.mean_tokens:.0f} "
-            f"(a factor of {most:g} is tolerated)"
-        )
+    if champion.solved_tokens is not None and candidate.solved_tokens is not None:
+        longest = most * max(champion.solved_tokens, 1.0)
+        if candidate.solved_tokens > longest:
+            found.append(
+                f"answers of {candidate.solved_tokens:.0f} tokens instead of "
+                f"{champion.solved_tokens:.0f} (a factor of {most:g} is tolerated)"
+            )
     if champion.program_tokens is not None and candidate.program_tokens is not None:
         ratio = max(candidate.program_tokens, 1.0) / max(champion.program_tokens, 1.0)
         if not 1 / most <= ratio <= most:

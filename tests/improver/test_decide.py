@@ -241,10 +241,18 @@ def test_a_secret_that_only_the_candidate_tells_rejects() -> None:
 
 def test_a_candidate_whose_manner_drifted_is_rejected_with_the_numbers() -> None:
     about = {
-        Arm.CHAMPION: {"answer_sha256": "a", "tokens": 50, "traits": {"entropy": 0.4}},
-        Arm.CANDIDATE: {"answer_sha256": "b", "tokens": 150, "traits": {"entropy": 0.1}},
+        Arm.CHAMPION: {
+            "answer_sha256": "a",
+            "tokens": 50,
+            "traits": {"entropy": 0.4, "length": 40},
+        },
+        Arm.CANDIDATE: {
+            "answer_sha256": "b",
+            "tokens": 150,
+            "traits": {"entropy": 0.1, "length": 40},
+        },
     }
-    judgement = decide(outcomes(won=20, about=about), RULES)
+    judgement = decide(outcomes(won=12, both=16, about=about), RULES)
     assert judgement.decision is Decision.REJECT
     assert "150 tokens instead of 50" in judgement.reason
     assert len(judgement.numbers["drifted"]) == 2

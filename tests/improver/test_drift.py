@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import pytest
 
@@ -16,8 +15,9 @@ ONE = (
 OTHER = "import re\nwords = re.findall('[a-z]+', text)\nprint(sorted(set(words), key=len)[-1])\n"
 
 
-def seen(program: str | None, text: str = "", tokens: int = 10, **more: Any) -> Seen:
-    return Seen(tokens=tokens, traits=traits(text or program or "", program) | more)
+def seen(program: str | None, text: str = "", tokens: int = 10, both_solved: bool = True) -> Seen:
+    found = traits(text or program or "", program)
+    return Seen(tokens=tokens, traits=found, both_solved=both_solved)
 
 
 @pytest.mark.parametrize(
@@ -66,6 +66,15 @@ def test_prose_that_is_left_out_is_no_drift_and_prose_that_grows_is() -> None:
     assert len(exceeded(short, long, Limits())) == 1
 
 
+def test_lengths_are_compared_where_both_arms_are_right() -> None:
+    stubs = manner([seen("x = 1", both_solved=False)] * 20)
+    whole = manner([seen(ONE, both_solved=False)] * 20)
+    assert stubs.program_tokens is None
+    # Stubs are all alike, which is the champion's fault.
+    assert exceeded(stubs, whole, Limits()) == []
+    assert manner([seen(ONE)] * LEAST_ANSWERS).program_tokens is not None
+
+
 def test_a_few_refusals_more_are_chance() -> None:
     before = Manner(answers=20, mean_tokens=10)
     two = Manner(answers=20, mean_tokens=10, refusals=0.1)
@@ -75,12 +84,12 @@ def test_a_few_refusals_more_are_chance() -> None:
 
 
 def test_limits_name_what_moved_and_only_that() -> None:
-    before = Manner(answers=50, mean_tokens=100, program_tokens=50, similarity=0.2, entropy=0.4)
+    before = Manner(answers=50, solved_tokens=100, program_tokens=50, similarity=0.2, entropy=0.4)
     assert exceeded(before, before, Limits()) == []
     cases = {
-        "a factor of 2": Manner(answers=50, mean_tokens=210, similarity=0.2, entropy=0.4),
+        "a factor of 2": Manner(answers=50, solved_tokens=210, similarity=0.2, entropy=0.4),
         "programs of 20 tokens instead of 50": Manner(
-            answers=50, mean_tokens=100, program_tokens=20
+            answers=50, solved_tokens=100, program_tokens=20
         ),
         "asks back 8%": Manner(
             answers=50, mean_tokens=100, refusals=0.04, asks_back=0.04, similarity=0.2, entropy=0.4
@@ -93,5 +102,5 @@ def test_limits_name_what_moved_and_only_that() -> None:
     for words, after in cases.items():
         [said] = exceeded(before, after, Limits())
         assert words in said
-    few = Manner(answers=LEAST_ANSWERS - 1, mean_tokens=900)
+    few = Manner(answers=LEAST_ANSWERS - 1, solved_tokens=900)
     assert exceeded(before, few, Limits()) == []
