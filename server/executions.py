@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
+from functools import partial
 from typing import Any, Literal
 
 from fastapi import APIRouter
@@ -18,7 +19,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from ops import metrics
-from ops.errors import NotFound, StoreError
+from ops.errors import Conflict, NotFound, StoreError
 from ops.records import Execution, Json, Source, new_id, now
 from sandbox import values
 from sandbox.errors import SandboxError, SpecError
@@ -146,8 +147,7 @@ async def create_execution(request: Request) -> Response:
             row, more = await _run(state, given, target, identity.tenant)
             store = given.store
         if store:
-            clean = scrub_execution(row)
-            await state.recorder.write(lambda: state.store.add_execution(clean))
+            await _keep(state, row)
         metrics.executions_total.labels(row.source.value, row.verdict).inc()
         await exchange.json({**execution_public(row), **more})
 
@@ -167,6 +167,13 @@ async def get_execution(request: Request, execution_id: str) -> dict[str, Any]:
     if not identity.is_admin and row.tenant != identity.tenant:
         raise _missing(execution_id)
     return execution_public(row)
+
+
+async def _keep(state: State, row: Execution) -> None:
+    try:
+        await state.recorder.write(partial(state.store.add_execution, scrub_execution(row)))
+    except Conflict as error:  # deleted while the program ran
+        raise NotFoundError(f"no interaction {row.interaction_id}", param="inference_id") from error
 
 
 def _missing(execution_id: str) -> NotFoundError:

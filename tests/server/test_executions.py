@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -141,6 +142,19 @@ def test_wrong_bodies_are_a_400_that_names_the_field(server: Running) -> None:
     for body in ({"code": "1"}, {"source": "client", "verdict": "OK"}):
         response = _run(server, **body, inference_id="chatcmpl-nowhere")
         assert response.status_code == 404
+
+
+def test_an_answer_that_is_deleted_meanwhile_is_a_404(server: Running) -> None:
+    answer = server.chat().json()["id"]
+    body = {"code": "import time; time.sleep(1.5)", "inference_id": answer}
+    responses: list[httpx.Response] = []
+    slow = threading.Thread(target=lambda: responses.append(_run(server, **body)))
+    slow.start()
+    time.sleep(0.5)
+    assert server.http.delete(f"/v1/chat/completions/{answer}").status_code == 200
+    slow.join()
+    assert responses[0].status_code == 404
+    assert responses[0].json()["error"]["param"] == "inference_id"
 
 
 @pytest.fixture
