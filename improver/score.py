@@ -73,7 +73,10 @@ class Plan:
 
 @dataclass(frozen=True, kw_only=True)
 class TaskScore:
-    """How the samples of one task did. `judged` leaves out what infrastructure broke."""
+    """How the samples of one task did. `judged` leaves out what infrastructure broke.
+
+    `answers` are the texts with their verdicts and what may be said of them: nothing hidden.
+    """
 
     id: str
     judged: int
@@ -83,6 +86,7 @@ class TaskScore:
     tokens: int
     answer_tokens: list[int]
     versions: list[int] = field(default_factory=list)
+    answers: list[Json] = field(default_factory=list)
     error: str | None = None
 
 
@@ -223,12 +227,19 @@ async def _score(
         tokens=sum(answer.sample.tokens for answer in answers),
         answer_tokens=[answer.sample.tokens for answer in answers],
         versions=sorted({answer.sample.adapter_version for answer in answers}),
+        answers=[_shown(answer) for answer in answers],
     )
     # What failed for want of infrastructure is tried again by the next run.
     if len(judged) == len(answers):
         journal.add(key, vars(result))
     on_task()
     return result
+
+
+def _shown(answer: Attempted) -> Json:
+    """An answer for somebody who wants to see why it failed."""
+    said = answer.error or (answer.verification.feedback() if answer.verification else "")
+    return {"verdict": answer.verdict, "text": answer.sample.text, "said": said}
 
 
 async def _answers(

@@ -78,6 +78,8 @@ async def test_right_answers_pass_and_every_number_is_kept(
     assert found["pass_at"]["1"]["mean"] == 1.0
     assert (found["judged"], found["ran"], found["tokens"]) == (12, 1.0, 120)
     assert found["verdicts"] == {"OK": 12}
+    assert found["results"][0]["answers"][1]["verdict"] == "OK"
+    assert "def " in found["results"][0]["answers"][1]["text"]
     assert "pass@1" in table(found)
     assert "left out        1" in table(found)
     write(tmp_path / "new" / "out.json", found)
