@@ -30,6 +30,9 @@ from ops.store import Store
 
 Json = dict[str, Any]
 
+WIDEST = 10_000
+"""Columns of a table that nobody looks at in a terminal."""
+
 
 def show(value: Any, *, as_json: bool, text: Callable[[Any], None]) -> None:
     """Print a report."""
@@ -406,12 +409,16 @@ def _table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     for column in columns:
         # Where width is short, the long words fold; names and ids stay whole, to be copied.
         fold = column in ("asked", "value", "reason", "log", "from")
-        table.add_column(column, no_wrap=not fold, overflow="fold")
+        table.add_column(column, no_wrap=not fold, overflow="fold", min_width=24 if fold else None)
     for row in rows:
         table.add_row(*("" if cell is None else str(cell).replace("[", r"\[") for cell in row))
+    # Piped into another program: one line a row, whatever its length. In a terminal: its width, or
+    # that of the columns that do not fold.
     console = Console()
-    # Piped into another program: one line a row, whatever its length.
-    console.print(table, highlight=False, width=None if console.is_terminal else 400)
+    wide = Console(width=WIDEST)
+    if console.is_terminal:
+        wide = Console(width=max(console.width, wide.measure(table).minimum))
+    wide.print(table, highlight=False)
 
 
 def _time(at: datetime) -> str:

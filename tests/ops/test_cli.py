@@ -210,6 +210,17 @@ def test_rejection_is_recorded(run: Run, registry: Registry, adapter: Adapter) -
 # --- the record -----------------------------------------------------------------------------
 
 
+def test_ids_stay_whole_however_narrow_the_window_is(
+    run: Run, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = records.interaction()
+    store.add([Recording(interaction=row)])
+    monkeypatch.setenv("COLUMNS", "40")
+    assert row.id in run("interactions", "list").stdout
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as in a terminal
+    assert row.id in run("interactions", "list").stdout
+
+
 def test_interactions_and_feedback_are_listed_and_shown(run: Run, store: Store) -> None:
     good, bad = records.interaction(), records.interaction(verified=False)
     attempt = records.attempt(bad)
