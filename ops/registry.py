@@ -175,16 +175,7 @@ class Registry:
         Raises:
             NotFound: there is no such version.
         """
-        adapter = self.get(version)
-        rows = self._store.dataset(adapter.cycle_id) if adapter.cycle_id else []
-        used = set(adapter.lineage.get("rows", [row.row_id for row in rows if row.kept]))
-        taught = [row for row in rows if row.kept and row.row_id in used]
-        return Lineage(
-            adapter=adapter,
-            rows=taught,
-            interaction_ids=list(dict.fromkeys(i for row in taught for i in row.interaction_ids)),
-            feedback_ids=list(dict.fromkeys(i for row in taught for i in row.feedback_ids)),
-        )
+        return lineage(self._store, self.get(version))
 
     def examined(self, version: int, *, actor: str, reason: str, evidence: Json) -> None:
         """Record that the gate has its numbers."""
@@ -438,6 +429,19 @@ class Registry:
     def _require(adapter: Adapter, allowed: frozenset[AdapterState], verb: str) -> None:
         if adapter.state not in allowed:
             raise RegistryError(f"{adapter.name} is {adapter.state} and cannot be {verb}")
+
+
+def lineage(store: Store, adapter: Adapter) -> Lineage:
+    """Return what an adapter was made of, as the record has it."""
+    rows = store.dataset(adapter.cycle_id) if adapter.cycle_id else []
+    used = set(adapter.lineage.get("rows", [row.row_id for row in rows if row.kept]))
+    taught = [row for row in rows if row.kept and row.row_id in used]
+    return Lineage(
+        adapter=adapter,
+        rows=taught,
+        interaction_ids=list(dict.fromkeys(i for row in taught for i in row.interaction_ids)),
+        feedback_ids=list(dict.fromkeys(i for row in taught for i in row.feedback_ids)),
+    )
 
 
 def _transition(

@@ -24,7 +24,7 @@ from rich.table import Table
 from ops import swaps
 from ops.doctor import Check
 from ops.records import Adapter, Alias, Cycle, Feedback, Interaction, SwapReceipt, now
-from ops.registry import Registry
+from ops.registry import Registry, lineage
 from ops.settings import Settings
 from ops.store import Store
 
@@ -140,14 +140,29 @@ def adapter_report(store: Store, adapter: Adapter) -> Json:
     """Return all that is known of an adapter."""
     return {
         "adapter": {"name": adapter.name, **asdict(adapter)},
+        "made_of": _made_of(store, adapter),
         "transitions": [asdict(change) for change in store.transitions(adapter.version)],
         "swaps": [asdict(receipt) for receipt in store.receipts(version=adapter.version)],
+    }
+
+
+def _made_of(store: Store, adapter: Adapter) -> Json:
+    found = lineage(store, adapter)
+    return {
+        "rows": len(found.rows),
+        "interaction_ids": found.interaction_ids,
+        "feedback_ids": found.feedback_ids,
     }
 
 
 def adapter_text(report: Json) -> None:
     """Print what is known of an adapter."""
     pairs_text({key: value for key, value in report["adapter"].items() if value is not None})
+    made = report["made_of"]
+    _print(
+        f"made of {made['rows']} rows, out of {len(made['interaction_ids'])} interactions and "
+        f"{len(made['feedback_ids'])} pieces of feedback"
+    )
     _table(
         ["at", "from", "to", "by", "reason"],
         (

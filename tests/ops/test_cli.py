@@ -133,6 +133,7 @@ def test_adapters_are_listed_and_shown(run: Run, adapter: Adapter) -> None:
         ("code@v1", "built", [])
     ]
     assert "trained" in run("adapters", "show", "v1").stdout
+    assert "made of 0 rows" in run("adapters", "show", "v1").stdout
     shown = json.loads(run("adapters", "show", "1", "--json").stdout)
     assert shown["adapter"]["sha256"] == adapter.sha256
     assert shown["transitions"][0]["to_state"] == "built"
