@@ -4,7 +4,7 @@ Keys are 256 random bits, known here by their SHA-256 only, so a plain digest is
 comparing takes the same time whichever key is tried. Without any key configured everybody is the
 local user; the server then listens on loopback only (`app.require_safe`).
 
-    journeyman keys NAME [--scope inference --scope feedback] [--tenant T]
+    journeyman keys NAME [--scope inference --scope feedback] [--tenant T] [--tokens-per-minute N]
 
 prints a new key once, and the table of the settings file that admits it.
 """
@@ -30,6 +30,7 @@ from server.replies import Exchange
 
 INFERENCE, FEEDBACK, ADMIN = "inference", "feedback", "admin"
 SCOPES = (INFERENCE, FEEDBACK, ADMIN)
+_SHARES = ("requests", "tokens", "executions")
 OPEN_PATHS = frozenset(("/health", "/ready"))
 """Whoever supervises the process needs no key."""
 _SCOPE_OF = (
@@ -224,6 +225,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("name")
     parser.add_argument("--scope", action="append", choices=SCOPES, default=None)
     parser.add_argument("--tenant", default="default")
+    for share in _SHARES:
+        parser.add_argument(f"--{share}-per-minute", type=int, metavar="N")
     given = parser.parse_args(arguments)
     key = "jm-" + secrets.token_urlsafe(32)
     scopes: list[Any] = given.scope or [INFERENCE, FEEDBACK]
@@ -234,6 +237,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         f"scopes = {json.dumps(scopes)}",
         f'tenant = "{given.tenant}"',
     ]
+    for share in _SHARES:
+        if (number := getattr(given, f"{share}_per_minute")) is not None:
+            table.append(f"{share}_per_minute = {number}")
     sys.stdout.write(f"# {key}   (shown this once)\n" + "\n".join(table) + "\n")
     return 0
 

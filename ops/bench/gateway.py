@@ -436,7 +436,9 @@ async def measure(ways: list[Way], options: argparse.Namespace) -> None:
                 ours >= 3 * theirs,
             )
     if options.streams:
+        used = cpu_s(ways[1].pid)
         whole, before, most, took = await many_streams(ways[1], options.streams)
+        each_s = (cpu_s(ways[1].pid) - used) / (options.streams * (CHUNKS + 1))
         note(
             f"{options.streams} streams at once, whole",
             str(whole),
@@ -449,6 +451,7 @@ async def measure(ways: list[Way], options: argparse.Namespace) -> None:
             "under +200",
             most - before < 200,
         )
+        note("  CPU per chunk", f"{each_s * 1e3:7.3f} ms")
         note("  seconds (the engine's own)", f"{took:.1f} ({CHUNKS * CHUNK_S:.1f})")
 
 

@@ -148,11 +148,14 @@ def test_keys_open_the_door_to_the_network() -> None:
 def test_a_new_key_is_printed_with_the_settings_that_admit_it(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert main(["ide", "--scope", "inference", "--tenant", "t"]) == 0
+    shares = ["--requests-per-minute", "30", "--executions-per-minute", "0"]
+    assert main(["ide", "--scope", "inference", "--tenant", "t", *shares]) == 0
     printed = capsys.readouterr().out
     key = printed.split()[1]
     (table,) = tomllib.loads(printed)["server"]["keys"]
     settings = KeySettings.model_validate({**table, "scopes": tuple(table["scopes"])})
+    assert (settings.requests_per_minute, settings.executions_per_minute) == (30, 0)
+    assert settings.tokens_per_minute is None
     keys = Keys([Key(**{**settings.model_dump(), "scopes": frozenset(settings.scopes)})])
     headers = httpx.Headers({"authorization": f"Bearer {key}"})
     assert keys.identify(headers).tenant == "t"  # type: ignore[arg-type]
