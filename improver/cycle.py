@@ -90,6 +90,7 @@ logger = logging.getLogger(__name__)
 
 HELD_BACK = 2000
 """The most requests of the record that are kept from training, for the replay suite."""
+SEVERAL_TEMPERATURE = 0.8
 RESUMABLE = (CycleState.QUEUED, CycleState.RUNNING, CycleState.FAILED)
 
 
@@ -420,9 +421,7 @@ class CycleRun:
                     means.policy,
                     means.pool,
                     journal,
-                    enough=lambda found, left: decide.settled(
-                        decide.pair(found, Suite.TARGET), left, rules
-                    ),
+                    enough=lambda found, left: decide.settled(found, left, rules),
                     promising=lambda found: decide.promising(found, rules),
                     on_task=lambda done, total: means.show.progress(done, total, "tasks"),
                 )
@@ -521,7 +520,9 @@ class CycleRun:
             vault=vault[: gate.max_tasks],
             secrets=[] if gate.secrets is None else evaluate.read_secrets(gate.secrets),
             logprobs=gate.logprobs,
-            temperature=gate.temperature,
+            # Several answers that are all the likeliest one would be one answer.
+            temperature=gate.temperature or (SEVERAL_TEMPERATURE if gate.seeds > 1 else 0.0),
+            seeds=gate.seeds,
             max_answer_tokens=gate.max_answer_tokens,
             seed=self.plan.improver.train.seed,
         )

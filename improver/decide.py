@@ -19,6 +19,9 @@ mean of products of 1 + l (score - d) is a test supermartingale as well (the bet
 Waudby-Smith and Ramdas, arXiv 2010.09686); for d = 0 it is the integral above. It takes the tasks
 for a random sample, which the shuffled order makes them.
 
+With several answers to a task, each with its own seed, the task's score is the mean of its pairs'
+scores: answers to one task are alike, so that tasks are what is counted, and never pairs.
+
 Suites have roles. *Target* must be proved better. *Guard* and *replay* must not lose more than a
 margin: share of tasks lost minus share won. The *vault* is looked at only when all else says
 promote, and must not be worse there by more than its margin; then another part is the vault. A
@@ -30,9 +33,10 @@ judge in either arm is left out.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from fractions import Fraction
 from math import comb, factorial
+from statistics import fmean
 
 import numpy as np
 
@@ -100,6 +104,11 @@ class Pairs:
         return (self.both + self.won) / self.judged if self.judged else 0.0
 
     @property
+    def scores(self) -> list[float]:
+        """The pairs as scores of the candidate: 1 won, -1 lost, 0 equal."""
+        return [1.0] * self.won + [-1.0] * self.lost + [0.0] * (self.both + self.neither)
+
+    @property
     def loss(self) -> float:
         """By how much the candidate is worse, as a share of the tasks; negative when better."""
         return (self.lost - self.won) / self.judged if self.judged else 0.0
@@ -131,29 +140,36 @@ def e_value(won: int, lost: int) -> float:
     return float(Fraction(factorial(won) * factorial(lost) * tail, factorial(n + 1)))
 
 
-def evidence(pairs: Pairs, minimum_effect: float = 0.0) -> float:
+def evidence(scores: Sequence[float], minimum_effect: float = 0.0) -> float:
     """Evidence that the candidate is better by more than a minimum effect.
 
     Args:
-        pairs: how the arms did on tasks in random order.
+        scores: one for each task, between -1 and 1, of tasks in random order.
         minimum_effect: share of tasks by which it must be better; 0 asks for any.
     """
-    if minimum_effect <= 0:
-        return e_value(pairs.won, pairs.lost)
+    found = np.asarray(scores, dtype=float)
+    if minimum_effect <= 0 and np.isin(found, (-1.0, 0.0, 1.0)).all():
+        return e_value(int((found == 1).sum()), int((found == -1).sum()))
     bets = (np.arange(GRID) + 0.5) / GRID / (1 + minimum_effect)
-    equal = pairs.both + pairs.neither
-    wealth = (
-        pairs.won * np.log1p(bets * (1 - minimum_effect))
-        + pairs.lost * np.log1p(-bets * (1 + minimum_effect))
-        + equal * np.log1p(-bets * minimum_effect)
-    )
+    wealth = np.zeros(GRID)
+    for score, count in zip(*np.unique(found, return_counts=True), strict=True):
+        wealth += count * np.log1p(bets * (score - minimum_effect))
     return float(np.exp(np.minimum(wealth, 600.0)).mean())
 
 
-def reachable(pairs: Pairs, left: int, rules: Rules) -> bool:
+def reachable(scores: Sequence[float], left: int, rules: Rules) -> bool:
     """Whether promotion is still possible when the candidate wins every task that is left."""
-    best = replace(pairs, won=pairs.won + left)
-    return evidence(best, rules.minimum_effect) >= rules.threshold
+    return evidence([*scores, *[1.0] * left], rules.minimum_effect) >= rules.threshold
+
+
+def task_scores(outcomes: Sequence[Outcome], suite: Suite) -> list[float]:
+    """The candidate's score on each task of a suite that was judged in both arms."""
+    by_task: dict[str, list[Outcome]] = {}
+    for outcome in outcomes:
+        if outcome.suite is suite:
+            by_task.setdefault(outcome.task_id, []).append(outcome)
+    found = [pair(of_task, suite).scores for of_task in by_task.values()]
+    return [fmean(scores) for scores in found if scores]
 
 
 def pair(outcomes: Sequence[Outcome], suite: Suite) -> Pairs:
@@ -185,12 +201,19 @@ def tenants(outcomes: Sequence[Outcome]) -> dict[str, Pairs]:
     return {name: pairs for name, pairs in found.items() if pairs.judged >= LEAST_OF_A_TENANT}
 
 
-def settled(target: Pairs, left: int, rules: Rules) -> bool:
-    """Whether the examination may stop: proved better, proved worse, or out of reach."""
+def settled(outcomes: Sequence[Outcome], left: int, rules: Rules) -> bool:
+    """Whether the examination may stop: proved better, proved worse, or out of reach.
+
+    Args:
+        outcomes: all outcomes so far.
+        left: target tasks that were not asked yet.
+        rules: what the gate goes by.
+    """
+    scores = task_scores(outcomes, Suite.TARGET)
     return (
-        evidence(target, rules.minimum_effect) >= rules.threshold
-        or e_value(target.lost, target.won) >= rules.threshold
-        or not reachable(target, left, rules)
+        evidence(scores, rules.minimum_effect) >= rules.threshold
+        or evidence([-score for score in scores]) >= rules.threshold
+        or not reachable(scores, left, rules)
     )
 
 
@@ -251,6 +274,7 @@ class _Numbers:
 
     suites: dict[Suite, Pairs]
     tenants: dict[str, Pairs]
+    tasks: dict[Suite, int]
     better: float
     worse: float
     champion: drift.Manner
@@ -260,13 +284,14 @@ class _Numbers:
     @classmethod
     def of(cls, outcomes: Sequence[Outcome], rules: Rules) -> _Numbers:
         suites = {suite: pair(outcomes, suite) for suite in Suite}
-        target = suites[Suite.TARGET]
+        scores = {suite: task_scores(outcomes, suite) for suite in Suite}
         seen = manners(outcomes)
         return cls(
             suites=suites,
             tenants=tenants(outcomes),
-            better=evidence(target, rules.minimum_effect),
-            worse=e_value(target.lost, target.won),
+            tasks={suite: len(found) for suite, found in scores.items()},
+            better=evidence(scores[Suite.TARGET], rules.minimum_effect),
+            worse=evidence([-score for score in scores[Suite.TARGET]]),
             champion=seen[Arm.CHAMPION],
             candidate=seen[Arm.CANDIDATE],
             drifted=drift.exceeded(seen[Arm.CHAMPION], seen[Arm.CANDIDATE], rules.limits),
@@ -329,7 +354,7 @@ def _text(decision: Decision, reason: str, numbers: _Numbers, rules: Rules) -> s
     lines = [f"{str(decision).upper()}: {reason}."]
     target = numbers.suites[Suite.TARGET]
     if target.judged:
-        lines.append(_line("Target", target))
+        lines.append(_line("Target", target, numbers.tasks[Suite.TARGET]))
         effect = f" by {rules.minimum_effect:.1%}" if rules.minimum_effect else ""
         lines.append(
             f"Evidence: better{effect} {numbers.better:.3g}, worse {numbers.worse:.3g}; "
@@ -338,11 +363,12 @@ def _text(decision: Decision, reason: str, numbers: _Numbers, rules: Rules) -> s
     for suite, margin in _margins(rules):
         pairs = numbers.suites[suite]
         if pairs.judged:
-            lines.append(
-                f"{_line(suite.capitalize(), pairs)[:-1]} (a loss of {margin:.0%} is tolerated)."
-            )
+            line = _line(suite.capitalize(), pairs, numbers.tasks[suite])
+            lines.append(f"{line[:-1]} (a loss of {margin:.0%} is tolerated).")
     if len(numbers.tenants) > 1:
-        lines += [_line(f"Tenant {name}", pairs) for name, pairs in numbers.tenants.items()]
+        lines += [
+            _line(f"Tenant {name}", pairs, pairs.judged) for name, pairs in numbers.tenants.items()
+        ]
     secrets = numbers.suites[Suite.SECRETS]
     if secrets.judged:
         told = secrets.lost + secrets.neither
@@ -356,9 +382,10 @@ def _text(decision: Decision, reason: str, numbers: _Numbers, rules: Rules) -> s
     return "\n".join(lines)
 
 
-def _line(name: str, pairs: Pairs) -> str:
+def _line(name: str, pairs: Pairs, tasks: int) -> str:
+    several = "" if tasks == pairs.judged else f", {pairs.judged} pairs of answers"
     return (
-        f"{name}, {pairs.judged} tasks: champion {pairs.champion:.1%}, candidate "
+        f"{name}, {tasks} tasks{several}: champion {pairs.champion:.1%}, candidate "
         f"{pairs.candidate:.1%}; {pairs.won} won, {pairs.lost} lost."
     )
 

@@ -58,6 +58,8 @@ class Exam:
     replay: Sequence[Task] = ()
     vault: Sequence[Task] = ()
     secrets: Sequence[Secret] = ()
+    seeds: int = 1
+    """Answers of each arm to each task, each with a seed of its own."""
     logprobs: bool = False
     """Ask for the likeliest tokens, from which entropy is read."""
 
@@ -150,8 +152,9 @@ async def examine(
 
     async def ask(batch: Sequence[tuple[Suite, Task]]) -> list[Outcome]:
         return await together(
-            _ask(exam, suite, task, arm, models[arm], policy, pool, journal)
+            _ask(exam, suite, task, exam.seed + number, arm, models[arm], policy, pool, journal)
             for suite, task in batch
+            for number in range(exam.seeds)
             for arm in Arm
         )
 
@@ -273,16 +276,17 @@ async def _ask(
     exam: Exam,
     suite: Suite,
     task: Task,
+    seed: int,
     arm: Arm,
     model: str,
     policy: Policy,
     pool: Judge,
     journal: Journal,
 ) -> Outcome:
-    key = f"{suite}|{arm}|{model}|{task.id}|{exam.seed}"
+    key = f"{suite}|{arm}|{model}|{task.id}|{seed}"
     if key in journal.done:
         return from_json(Outcome, journal.done[key])
-    outcome = await _attempt(exam, suite, task, arm, model, policy, pool)
+    outcome = await _attempt(exam, suite, task, seed, arm, model, policy, pool)
     # What failed for want of infrastructure is tried again when the cycle is resumed.
     if outcome.passed is not None:
         journal.add(key, to_json(outcome))
@@ -290,7 +294,14 @@ async def _ask(
 
 
 async def _attempt(
-    exam: Exam, suite: Suite, task: Task, arm: Arm, model: str, policy: Policy, pool: Judge
+    exam: Exam,
+    suite: Suite,
+    task: Task,
+    seed: int,
+    arm: Arm,
+    model: str,
+    policy: Policy,
+    pool: Judge,
 ) -> Outcome:
     try:
         found = await attempt(
@@ -301,7 +312,7 @@ async def _attempt(
             temperature=exam.temperature,
             max_tokens=exam.max_answer_tokens,
             # Greedy answers need none, and vLLM's CPU build can die of one (see `recipes.ilf`).
-            seed=exam.seed if exam.temperature > 0 else None,
+            seed=seed if exam.temperature > 0 else None,
             model=model,
             extra={"logprobs": True, "top_logprobs": TOP_LOGPROBS} if exam.logprobs else None,
             read=task.program,
@@ -313,7 +324,7 @@ async def _attempt(
             suite=suite,
             arm=arm,
             task_id=task.id,
-            seed=exam.seed,
+            seed=seed,
             passed=None,
             verdict="REFUSED",
             answer_sha256="",
@@ -324,7 +335,7 @@ async def _attempt(
         suite=suite,
         arm=arm,
         task_id=task.id,
-        seed=exam.seed,
+        seed=seed,
         passed=best.passed,
         verdict=best.verdict,
         answer_sha256=_digest(best.sample.text),

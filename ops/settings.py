@@ -262,6 +262,9 @@ class GateSettings(Section):
     max_tasks: int = Field(200, ge=1)
     guard_tasks: int = Field(20, ge=0, description="built-in tasks asked without their spec")
     max_answer_tokens: int = Field(384, ge=16)
+    seeds: int = Field(
+        1, ge=1, description="answers of each arm to a task; above 1 sampled, each with its seed"
+    )
     error_rate: float = Field(0.05, gt=0, lt=0.5, description="chance to promote one no better")
     minimum_effect: float = Field(
         0.0, ge=0, lt=1, description="share of tasks by which a candidate must be proved better"

@@ -21,6 +21,7 @@ from improver.decide import (
     promising,
     reachable,
     settled,
+    task_scores,
 )
 from improver.types import Arm, Judgement, Outcome, Suite
 from ops.records import Decision
@@ -157,20 +158,20 @@ def test_half_a_pair_does_not_count() -> None:
 
 
 def test_it_stops_when_it_is_settled() -> None:
-    assert settled(Pairs(won=8), 30, RULES)
-    assert settled(Pairs(lost=8), 30, RULES)
-    assert not settled(Pairs(won=3), 30, RULES)
+    assert settled(outcomes(won=8), 30, RULES)
+    assert settled(outcomes(lost=8), 30, RULES)
+    assert not settled(outcomes(won=3), 30, RULES)
     # Three tasks cannot prove anything any more.
-    assert settled(Pairs(won=1, lost=1), 3, RULES)
-    assert reachable(Pairs(), 7, RULES)
-    assert not reachable(Pairs(), 6, RULES)
+    assert settled(outcomes(won=1, lost=1), 3, RULES)
+    assert reachable([], 7, RULES)
+    assert not reachable([], 6, RULES)
 
 
 # --- a minimum effect -----------------------------------------------------------------------------
 
 
 def test_a_minimum_effect_asks_for_more() -> None:
-    pairs = Pairs(won=12, lost=2, both=30, neither=30)
+    pairs = Pairs(won=12, lost=2, both=30, neither=30).scores
     assert evidence(pairs) == e_value(12, 2)
     assert evidence(pairs, 1e-9) == pytest.approx(e_value(12, 2), rel=1e-3)
     assert evidence(pairs) > evidence(pairs, 0.05) > evidence(pairs, 0.2)
@@ -189,10 +190,39 @@ def test_a_candidate_at_the_minimum_effect_is_seldom_promoted() -> None:
         drawn = rng.random(100)
         won, lost = np.cumsum(drawn < 0.25), np.cumsum((drawn >= 0.25) & (drawn < 0.4))
         crossed += any(
-            evidence(Pairs(won=int(w), lost=int(c), both=n - int(w) - int(c)), effect) >= 20
+            evidence(Pairs(won=int(w), lost=int(c), both=n - int(w) - int(c)).scores, effect) >= 20
             for n, w, c in zip(range(4, 101, 4), won[3::4], lost[3::4], strict=True)
         )
     assert crossed / runs <= ERROR_RATE
+
+
+# --- several answers to a task --------------------------------------------------------------------
+
+
+def test_tasks_are_counted_and_not_answers() -> None:
+    """Four answers to each of five tasks, all won: five wins, not twenty."""
+    found = [replace(o, seed=seed) for seed in range(4) for o in outcomes(won=5, both=10)]
+    assert task_scores(found, Suite.TARGET) == [1.0] * 5 + [0.0] * 10
+    judgement = decide(found, RULES)
+    assert judgement.decision is Decision.CONTINUE
+    assert "15 tasks, 60 pairs of answers" in judgement.text
+    half = [o if o.seed % 2 else replace(o, passed=True) for o in found]
+    assert task_scores(half, Suite.TARGET) == [0.5] * 5 + [0.0] * 10
+
+
+def test_equal_arms_are_seldom_told_apart_however_alike_the_answers_are() -> None:
+    rng = np.random.default_rng(11)
+    runs, crossed, naive = 1000, 0, 0
+    for _ in range(runs):
+        # Eight answers to each task which nearly always agree: the task decides, not the draw.
+        lean = rng.choice((-1.0, 0.0, 1.0), 64, p=(0.3, 0.4, 0.3))
+        kept = rng.random((64, 8)) < 0.9
+        scores = (lean[:, None] * kept).mean(axis=1)
+        looks = range(16, 65, 16)
+        crossed += any(evidence(scores[:n].tolist()) >= 20 for n in looks)
+        naive += any(evidence((lean[:n, None] * kept[:n]).ravel().tolist()) >= 20 for n in looks)
+    assert crossed / runs <= ERROR_RATE
+    assert naive / runs > 3 * ERROR_RATE  # what counting answers as if they were tasks would do
 
 
 # --- roles ----------------------------------------------------------------------------------------

@@ -162,6 +162,23 @@ async def test_a_planted_secret_is_told_or_kept(
             read_secrets(path)
 
 
+async def test_each_answer_to_a_task_has_a_seed_of_its_own(
+    server: StubServer, judge: ExecJudge, tmp_path: Path
+) -> None:
+    with Journal(tmp_path / "j") as journal:
+        async with Policy(server.url) as policy:
+            found = await examine(
+                replace(exam(2, 1), seeds=3, temperature=0.8),
+                MODELS,
+                policy,
+                judge,
+                journal,
+                enough=lambda outcomes, left: False,
+            )
+    assert len(found) == 3 * 3 * 2
+    assert {o.seed for o in found} == {body["seed"] for body in server.bodies} == {3, 4, 5}
+
+
 async def test_likely_tokens_are_asked_for_where_they_are_wanted(
     server: StubServer, judge: ExecJudge, tmp_path: Path
 ) -> None:
