@@ -30,7 +30,7 @@ from server.replies import Exchange
 
 INFERENCE, FEEDBACK, ADMIN = "inference", "feedback", "admin"
 SCOPES = (INFERENCE, FEEDBACK, ADMIN)
-_SHARES = ("requests", "tokens", "executions")
+_SHARES = ("--requests-per-minute", "--tokens-per-minute", "--executions-per-minute")
 OPEN_PATHS = frozenset(("/health", "/ready"))
 """Whoever supervises the process needs no key."""
 _SCOPE_OF = (
@@ -226,7 +226,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--scope", action="append", choices=SCOPES, default=None)
     parser.add_argument("--tenant", default="default")
     for share in _SHARES:
-        parser.add_argument(f"--{share}-per-minute", type=int, metavar="N")
+        parser.add_argument(share, type=int, metavar="N")
     given = parser.parse_args(arguments)
     key = "jm-" + secrets.token_urlsafe(32)
     scopes: list[Any] = given.scope or [INFERENCE, FEEDBACK]
@@ -238,8 +238,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         f'tenant = "{given.tenant}"',
     ]
     for share in _SHARES:
-        if (number := getattr(given, f"{share}_per_minute")) is not None:
-            table.append(f"{share}_per_minute = {number}")
+        name = share.removeprefix("--").replace("-", "_")
+        if (number := getattr(given, name)) is not None:
+            table.append(f"{name} = {number}")
     sys.stdout.write(f"# {key}   (shown this once)\n" + "\n".join(table) + "\n")
     return 0
 
