@@ -428,12 +428,12 @@ async def measure(ways: list[Way], options: argparse.Namespace) -> None:
             note(f"{way.name}, flat out: requests/s", f"{rate:7.0f}")
             note("  requests per CPU second", f"{per_core[way.name]:7.0f}")
         if len(per_core) == 2:
-            ours, theirs = per_core.values()
+            our_rate, their_rate = per_core.values()
             note(
                 "rate per core, ours to LiteLLM's",
-                f"{ours / theirs:7.1f}",
+                f"{our_rate / their_rate:7.1f}",
                 "at least 3",
-                ours >= 3 * theirs,
+                our_rate >= 3 * their_rate,
             )
     if options.streams:
         used = cpu_s(ways[1].pid)
