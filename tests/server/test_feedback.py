@@ -207,3 +207,22 @@ def test_feedback_is_read_and_changed_by_its_id(server: Running) -> None:
     assert server.http.get("/v1/feedback").status_code == 400
     for query in ("inference_id=none", "episode_id=none"):
         assert server.http.get(f"/v1/feedback?{query}").status_code == 404
+
+
+def test_a_verified_answer_can_be_judged_while_it_is_being_made(server: Running) -> None:
+    server.engine.token_delay_s = 0.3  # longer than the server stays quiet
+    example = {"input": [1, 2], "output": 3}
+    body = {
+        "model": "code",
+        "messages": [{"role": "user", "content": "add"}],
+        "stream": True,
+        "io_spec": {"entry_point": "add", "examples": [example]},
+    }
+    with server.http.stream("POST", "/v1/chat/completions", json=body) as response:
+        interaction_id = response.headers["x-journeyman-interaction-id"]
+        given = {"inference_id": interaction_id, "metric_name": "rating", "value": 2}
+        assert _give(server, given).status_code == 200
+        with pytest.raises(NotFound):
+            server.store.interaction(interaction_id)
+        response.read()
+    assert [row.value for row in server.store.feedback(interaction_id)] == [2.0]
