@@ -105,7 +105,7 @@ class _Seen:
         self._caps = caps
         self._ids: set[str] = set()
         self._programs: set[tuple[str, str]] = set()
-        self._shingles: list[tuple[frozenset[str], str | None]] = []
+        self._shingles: list[tuple[frozenset[str], Row]] = []
         self._users: Counter[str] = Counter()
         self._tenants: Counter[str] = Counter()
         self._tasks: Counter[str] = Counter()
@@ -141,24 +141,36 @@ class _Seen:
         return None
 
     def _is_twin(self, row: Row) -> bool:
-        grams, snippet = _grams(row.program), row.provenance.get("snippet")
-        # Two requests for one program of a corpus are what Inverse-Instruct makes.
+        grams = _grams(row.program)
         return len(grams) >= LEAST_CODE_SHINGLES and any(
             jaccard(grams, other) >= TWIN
             for other, of in self._shingles
-            if snippet is None or of != snippet
+            if not _of_one_program(row, of)
         )
 
     def take(self, row: Row) -> None:
         """Remember a row that is kept."""
         self._ids.add(row.id)
         self._programs.add((row.prompt_sha256, row.program_sha256))
-        self._shingles.append((_grams(row.program), row.provenance.get("snippet")))
+        self._shingles.append((_grams(row.program), row))
         self._tasks[row.task] += 1
         if (user := row.provenance.get("user")) is not None:
             self._users[user] += 1
         if (tenant := row.provenance.get("tenant")) is not None:
             self._tenants[tenant] += 1
+
+
+def _of_one_program(row: Row, other: Row) -> bool:
+    """Whether two rows are meant to share a program: its request, and one that was made for it.
+
+    Inverse-Instruct makes such pairs, of a corpus or of what another recipe learns too.
+    """
+    snippet = row.provenance.get("snippet")
+    if snippet is not None and snippet == other.provenance.get("snippet"):
+        return True
+    return row.recipe != other.recipe and not set(row.interaction_ids).isdisjoint(
+        other.interaction_ids
+    )
 
 
 def _grams(program: str) -> frozenset[str]:

@@ -562,6 +562,9 @@ def sources(world: World) -> dict[str, str]:
     }
 
 
+FEW = {"summaries": 1, "selection": "random", "max_snippets": 8, "top_k": 1}
+
+
 def kept(world: World, cycle: Cycle) -> list[Row]:
     made = Path(cycle.directory) / "dataset"
     return [r for name in ("train", "held_out") for r in read_lines(made / f"{name}.jsonl", Row)]
@@ -592,7 +595,7 @@ async def test_inverse_instruct_learns_from_a_corpus_and_the_record(workshop: Wo
     chosen = {
         "recipe": "inverse_instruct",
         "sources": sources(workshop),
-        "inverse_instruct": {"summaries": 2},
+        "inverse_instruct": {"summaries": 1, "selection": "random"},
     }
     cycle = await workshop.run(workshop.start(improver=chosen, dry_run=True))
     assert cycle.state is CycleState.SUCCEEDED, cycle.error
@@ -608,7 +611,7 @@ async def test_inverse_instruct_learns_from_a_corpus_and_the_record(workshop: Wo
 
 
 async def test_all_recipes_make_one_dataset(workshop: World) -> None:
-    chosen = {"recipe": "all", "sources": sources(workshop), "inverse_instruct": {"summaries": 1}}
+    chosen = {"recipe": "all", "sources": sources(workshop), "inverse_instruct": FEW}
     cycle = await workshop.run(workshop.start(improver=chosen))
     assert cycle.state is CycleState.SUCCEEDED, cycle.error
     assert cycle.report["collect"]["left_out"] == {}
@@ -623,7 +626,7 @@ async def test_all_recipes_make_one_dataset(workshop: World) -> None:
 
 
 async def test_all_leaves_out_what_has_too_little_and_says_so(workshop: World) -> None:
-    chosen = {"recipe": "all", "sources": sources(workshop), "inverse_instruct": {"summaries": 1}}
+    chosen = {"recipe": "all", "sources": sources(workshop), "inverse_instruct": FEW}
     cycle = workshop.start(improver=chosen, ilf={"min_rows": 50}, dry_run=True)
     cycle = await workshop.run(cycle)
     assert cycle.state is CycleState.SUCCEEDED, cycle.error

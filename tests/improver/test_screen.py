@@ -105,6 +105,15 @@ def test_two_requests_for_one_program_of_a_corpus_are_no_duplicates() -> None:
     ]
 
 
+def test_two_recipes_may_learn_one_program_of_a_request() -> None:
+    refined, other = row(1, LONG), replace(row(2, LONG), recipe="inverse_instruct")
+    same = replace(row(3, LONG), recipe="inverse_instruct", interaction_ids=["i1"])
+    again = replace(row(4, LONG), interaction_ids=["i1"])
+    found = screened(refined, other, same, again)
+    assert [r.id for r in found.rows] == [refined.id, same.id]
+    assert [d.reason for d in found.drops] == ["near-duplicate program"] * 2
+
+
 def test_what_is_trusted_stays_where_two_are_alike() -> None:
     made, trusted = of_snippet(row(1, LONG), "s1", 1), of_snippet(row(2, LONG), "s2", 2)
     found = screened(made, trusted)
