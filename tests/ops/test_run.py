@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -29,6 +30,9 @@ class Checkout:
         shutil.copy(ROOT / "ops" / "run", root / "ops" / "run")
         for kind in ("cpu", "cuda"):
             (root / "ops" / "locks" / f"{kind}.txt").write_text("torch==2.13.0+cpu\nuvloop==1.0\n")
+        (root / "ops" / "locks" / "clients.txt").write_text("llm==1.0\n")
+        for name in ("package.json", "package-lock.json"):
+            (root / "ops" / "locks" / name).write_text("{}")
         (root / "pyproject.toml").write_text("[project]\n")
         (self.venv / "lib").mkdir(parents=True)
         (self.venv / "lib" / "libtcmalloc_minimal.so.4").touch()
@@ -40,15 +44,20 @@ class Checkout:
             'exit "${UV_STATUS:-0}"',
         )
         self.program("journeyman", 'echo "journeyman $@"')
+        self.tools = root / "tools"
+        self.program(
+            "npm", f'echo "npm $@" >> "{self.calls}"; exit "${{NPM_STATUS:-0}}"', self.tools
+        )
 
-    def program(self, name: str, body: str) -> None:
-        path = self.venv / "bin" / name
+    def program(self, name: str, body: str, directory: Path | None = None) -> None:
+        path = (directory or self.venv / "bin") / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(f"#!/bin/sh\n{body}\n")
         path.chmod(0o755)
 
     def run(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         clean = {k: v for k, v in os.environ.items() if not k.startswith(("UV_", "PIP_"))}
+        clean["PATH"] = f"{self.tools}:{clean['PATH']}"
         return subprocess.run(
             [str(self.root / "ops" / "run"), *arguments],
             env={**clean, "JOURNEYMAN_DEVICE": "cpu", "PIP_CONFIG_FILE": "/dev/null"} | environment,
@@ -173,6 +182,66 @@ def test_every_step_of_the_tests_is_run_and_each_failure_counts(checkout: Checko
     assert checkout.run("test").returncode == 0
 
 
+def test_the_clients_are_installed_once(checkout: Checkout) -> None:
+    first = checkout.run("clients")
+    assert first.returncode == 0, first.stderr
+    made, synced, node = checkout.installs()[2:]
+    assert made.startswith("venv ")
+    assert f"--python {checkout.venv}/clients/python/bin/python" in synced
+    assert synced.split(" [")[0].endswith("ops/locks/clients.txt")
+    assert node.startswith("npm ci ")
+    assert (checkout.venv / "clients" / "node" / "package-lock.json").exists()
+    second = checkout.run("clients")
+    assert (second.returncode, second.stderr) == (0, "")
+    assert len(checkout.installs()) == 5
+    (checkout.root / "ops" / "locks" / "clients.txt").write_text("llm==2.0\n")
+    checkout.run("clients")
+    assert [line.split()[0] for line in checkout.installs()[5:]] == ["venv", "pip"]
+
+
+def test_clients_that_cannot_be_installed_are_named_and_tried_again(checkout: Checkout) -> None:
+    checkout.run("setup")
+    done = checkout.run("clients", UV_STATUS="1", NPM_STATUS="1")
+    assert done.returncode == 1
+    assert done.stderr.count("note: ") == 2
+    assert not list((checkout.venv / "clients").glob("*.stamp"))
+    assert checkout.run("clients").returncode == 0
+    assert len(list((checkout.venv / "clients").glob("*.stamp"))) == 2
+
+
+def test_the_tests_run_without_the_clients(checkout: Checkout) -> None:
+    checkout.run("setup")
+    for name in ("ruff", "mypy", "lint-imports"):
+        checkout.program(name, "exit 0")
+    checkout.program("python", f'[ "$2" = pytest ] && exit 0; exec {sys.executable} "$@"')
+    done = checkout.run("test", UV_STATUS="1", NPM_STATUS="1")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("are skipped") == 2
+
+
+@pytest.mark.parametrize("upgrade", [False, True])
+def test_pins_are_kept_unless_an_upgrade_is_asked_for(checkout: Checkout, upgrade: bool) -> None:
+    locks = checkout.root / "ops" / "locks"
+    done = checkout.run("lock", *["--upgrade"][: int(upgrade)], PIP_FIND_LINKS="/c")
+    assert done.returncode == 0, done.stderr
+    cpu, cuda, clients, node = checkout.installs()
+    for call, written in ((cpu, "cpu"), (cuda, "cuda"), (clients, "clients")):
+        assert call.startswith("pip compile ")
+        assert f"--output-file ops/locks/{written}.txt" in call
+        assert ("--upgrade" in call) == upgrade
+    assert cpu.endswith("[links /c]")  # a build for CPUs may come from a directory
+    assert cuda.endswith("[links ]")
+    assert "--omit-lockfile-registry-resolved" in node
+    assert (locks / "package-lock.json").exists() == (not upgrade)
+
+
+def test_a_lock_of_anything_else_is_refused(checkout: Checkout) -> None:
+    done = checkout.run("lock", "--update")
+    assert done.returncode == 1
+    assert "takes --upgrade, not '--update'" in done.stderr
+    assert not checkout.installs()
+
+
 # --- the lock files -------------------------------------------------------------------------
 
 
@@ -204,7 +273,22 @@ def test_cpu_and_cuda_serve_with_the_same_engine() -> None:
     assert not {"torchvision", "torchaudio", "torchcodec"} & (cpu.keys() | cuda.keys())
 
 
-@pytest.mark.parametrize("kind", ["cpu", "cuda"])
+def test_the_lock_of_the_clients_holds_what_the_project_asks_for() -> None:
+    groups = tomllib.loads((ROOT / "pyproject.toml").read_text())["dependency-groups"]
+    pinned = pins("clients")
+    for requirement in map(Requirement, groups["clients"]):
+        assert requirement.specifier.contains(pinned[requirement.name]), requirement
+    locks = ROOT / "ops" / "locks"
+    asked = json.loads((locks / "package.json").read_text())["dependencies"]
+    text = (locks / "package-lock.json").read_text()
+    packages = json.loads(text)["packages"]
+    assert packages.pop("")["dependencies"] == asked, "run ops/run lock"
+    assert all(f"node_modules/{name}" in packages for name in asked)
+    assert all(package["integrity"] for package in packages.values())
+    assert '"resolved"' not in text  # by content, not by place
+
+
+@pytest.mark.parametrize("kind", ["cpu", "cuda", "clients"])
 def test_the_lock_names_no_place(kind: str) -> None:
     text = (ROOT / "ops" / "locks" / f"{kind}.txt").read_text()
     assert not re.search(r"://|^--(index|find-links|extra)", text, re.M)
