@@ -78,7 +78,8 @@ class FakeEngine:
         self.health = True
         self.apply_adapters = True
         self.tool: tuple[str, str] | None = None
-        """Name and arguments of the call with which chats that offer tools are answered."""
+        """Name and arguments of the call with which chats that offer tools are answered, until the
+        last message is a tool's result."""
         self.fail: dict[str, tuple[int, Json]] = {}
         """Path -> status and body to answer with instead."""
         self.break_stream_after: int | None = None
@@ -313,7 +314,8 @@ class FakeEngine:
             "model": body["model"],
         }
         texts = self._texts(body, chat)
-        if chat and self.tool is not None and body.get("tools"):
+        offered = chat and self.tool is not None and body.get("tools")
+        if offered and body["messages"][-1].get("role") != "tool":
             return _tool_answer(body, head, *self.tool)
         if body.get("stream"):
             return StreamingResponse(

@@ -1,36 +1,21 @@
-"""The clients of the npm registry: OpenAI's, Anthropic's and Vercel's AI SDK.
-
-They are no part of the environment. `NODE_CLIENTS` names a directory into which somebody did
-`npm install openai @anthropic-ai/sdk ai @ai-sdk/openai-compatible`; without it this is skipped.
-"""
+"""The clients of the npm registry: OpenAI's, Anthropic's and Vercel's AI SDK."""
 
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import subprocess
-from pathlib import Path
 
 import pytest
 
 from tests.fake_engine import PROGRAM
+from tests.server.clients import HERE, node_clients, run
 from tests.server.conftest import Running
-
-SCRIPT = Path(__file__).with_name("clients.mjs")
 
 
 @pytest.mark.slow
 def test_the_node_clients_understand_the_server(server: Running) -> None:
-    node, directory = shutil.which("node"), os.environ.get("NODE_CLIENTS")
-    if node is None or directory is None:
-        pytest.skip("needs node, and NODE_CLIENTS with the clients from the npm registry")
+    node, directory = node_clients()
     server.engine.tool = ("look", '{"where":"here"}')
-    done = subprocess.run(
-        [node, str(SCRIPT), server.url, directory], capture_output=True, text=True, timeout=120
-    )
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
+    found = json.loads(run(node, HERE / "clients.mjs", server.url, directory))
     names = (
         "openai",
         "openaiStream",
