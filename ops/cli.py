@@ -21,6 +21,7 @@ from rich.console import Console
 
 from ops import doctor, models, processes, reports, services, swaps
 from ops import settings as settings_
+from ops.erasure import Erased, Eraser, certificate
 from ops.errors import OpsError, SettingsError
 from ops.records import Alias
 from ops.registry import Registry
@@ -41,6 +42,7 @@ feedback = typer.Typer(help="What people and programs said of the answers.")
 cycles = typer.Typer(help="Improvement cycles.")
 model_commands = typer.Typer(help="Models on this disk.")
 config_commands = typer.Typer(help="Settings.")
+users = typer.Typer(help="People whose data is in the record.")
 for name, group in {
     "adapters": adapters,
     "interactions": interactions,
@@ -48,6 +50,7 @@ for name, group in {
     "cycles": cycles,
     "models": model_commands,
     "config": config_commands,
+    "users": users,
 }.items():
     group.info.no_args_is_help = True
     app.add_typer(group, name=name)
@@ -352,6 +355,32 @@ def cycles_show(
     reports.show(report, as_json=json, text=reports.cycle_text)
 
 
+@users.command("erase")
+def users_erase(
+    user: Annotated[str, typer.Argument(help="the `user` of requests and feedback")],
+    tenant: Annotated[str | None, typer.Option(help="only in this tenant")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="only count")] = False,
+    data_dir: DataDir = None,
+    config: ConfigFile = None,
+    json: AsJson = False,
+) -> None:
+    """Erase all data of a user, take adapters that learned from it out of service; certify it."""
+    with _eraser(_settings(config, data_dir)) as eraser:
+        erased = eraser.erase(user, actor=_actor(), tenant=tenant, dry_run=dry_run)
+    report = {**certificate(erased), "dry_run": dry_run}
+    reports.show(report, as_json=json, text=reports.erasure_text)
+
+
+@users.command("erasures")
+def users_erasures(
+    data_dir: DataDir = None, config: ConfigFile = None, json: AsJson = False
+) -> None:
+    """List the certificates of all erasures, newest first."""
+    with _eraser(_settings(config, data_dir)) as eraser:
+        rows = [certificate(Erased(erasure=one)) for one in eraser.certificates()]
+    reports.show(rows, as_json=json, text=reports.erasures_text)
+
+
 # --- models and settings --------------------------------------------------------------------
 
 
@@ -411,6 +440,18 @@ def _store(settings: Settings) -> Iterator[Store]:
 def _registry(settings: Settings) -> Iterator[tuple[Store, Registry]]:
     with _store(settings) as store:
         yield store, Registry(store, settings.adapters_dir)
+
+
+@contextmanager
+def _eraser(settings: Settings) -> Iterator[Eraser]:
+    with _registry(settings) as (store, registry):
+        yield Eraser(
+            store,
+            registry,
+            cycles_dir=settings.cycles_dir,
+            evaluations_dir=settings.evaluations_dir,
+            policy=settings.erasure.tainted,
+        )
 
 
 def _become(settings: Settings, command: Sequence[str], arguments: Sequence[str]) -> None:

@@ -9,6 +9,7 @@ OpsError
 │   └── Conflict           the row exists already, or another process holds the lease
 ├── ArtifactError      a directory on disk is incomplete, altered or hostile
 ├── RegistryError      an adapter may not make this transition
+├── ErasureError       whose data shall be erased is not clear
 └── ProcessError       a child process did not start or does not answer
 """
 
@@ -47,6 +48,10 @@ class ArtifactError(OpsError):
 
 class RegistryError(OpsError):
     """An adapter may not make this transition."""
+
+
+class ErasureError(OpsError):
+    """Whose data shall be erased is not clear: the caller's fault. Nothing was changed."""
 
 
 class ProcessError(OpsError):

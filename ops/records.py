@@ -139,6 +139,15 @@ class Alias(StrEnum):
     """Where `journeyman rollback` goes; kept loaded."""
 
 
+class Tainted(StrEnum):
+    """What becomes of a champion that had learned from data that were erased."""
+
+    ROLLBACK = "rollback"
+    """It leaves service at once; the last clean one answers, or the base model."""
+    KEEP = "keep until retrained"
+    """It answers until a cycle promotes another, and is never the way back then."""
+
+
 class Decision(StrEnum):
     """The word of the gate."""
 
@@ -301,6 +310,8 @@ class Adapter:
     cycle_id: str | None
     recipe: str
     lineage: Json = field(default_factory=dict)
+    tainted_by: str | None = None
+    """The erasure that took rows away from which this was trained; see `ops.erasure`."""
 
     @property
     def name(self) -> str:
@@ -320,6 +331,26 @@ class Transition:
     actor: str
     reason: str
     evidence: Json = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Erasure:
+    """The certificate of what was erased of one user: numbers and names, no text of the user's."""
+
+    id: str
+    created_at: datetime
+    actor: str
+    tenant: str | None
+    """None: wherever the user was."""
+    subject_sha256: str
+    """By which who knows the user's id can recognise the certificate: `ops.erasure.subject`."""
+    policy: Tainted
+    finished_at: datetime | None = None
+    """None: there are files, or a running cycle, that still have to be looked at."""
+    counts: dict[str, int] = field(default_factory=dict)
+    adapters: list[Json] = field(default_factory=list)
+    traces: dict[str, list[str]] = field(default_factory=dict)
+    """Ids by which files are searched, for going on after a kill; empty when it is finished."""
 
 
 @dataclass(frozen=True, kw_only=True)

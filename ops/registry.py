@@ -22,6 +22,7 @@ import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 
 from ops import artifacts
@@ -68,6 +69,8 @@ _STEPS: Mapping[AdapterState, frozenset[AdapterState]] = {
 _FORCED = _STEPS[AdapterState.CHAMPION] | {AdapterState.BUILT, AdapterState.REJECTED}
 ABANDONED_S = 3600.0
 """Files that nothing in the record names are swept when they are older than this."""
+DRAINED_S = 3600.0
+"""No request runs that long on a version that has left service."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -210,6 +213,7 @@ class Registry:
     ) -> None:
         adapter = self.get(version)
         self._require(adapter, _STEPS[state], f"made {state}")
+        self._require_clean(adapter)
         self.verify(adapter)
         change = _transition(adapter, adapter.state, state, actor, reason, evidence or {})
         self._store.transition([change], {Alias.CANDIDATE: version})
@@ -218,10 +222,13 @@ class Registry:
         """Point the alias `candidate` at a version, or clear it: servers load it beside `code`.
 
         Raises:
-            RegistryError: the version was erased.
+            RegistryError: the version was erased, or learned from what was.
         """
-        if version is not None and self.get(version).state is AdapterState.ERASED:
-            raise RegistryError(f"code@v{version} is erased and cannot be nominated")
+        if version is not None:
+            adapter = self.get(version)
+            if adapter.state is AdapterState.ERASED:
+                raise RegistryError(f"code@v{version} is erased and cannot be nominated")
+            self._require_clean(adapter)
         self._store.transition([], {Alias.CANDIDATE: version})
 
     def promote(
@@ -243,13 +250,14 @@ class Registry:
             force: also when it was never examined, or was rejected.
 
         Raises:
-            RegistryError: its state does not allow it.
+            RegistryError: its state does not allow it, or it learned from what was erased.
             ArtifactError: its files are gone or altered.
             Conflict: somebody else moved it meanwhile; nothing was changed.
         """
         adapter = self.get(version)
         allowed = _FORCED if force else _STEPS[AdapterState.CHAMPION]
         self._require(adapter, allowed, "promoted" if force else "promoted without --force")
+        self._require_clean(adapter)
         self.verify(adapter)
         previous = self.at(Alias.CHAMPION)
         changes = [
@@ -262,11 +270,12 @@ class Registry:
             changes.append(
                 _transition(previous, previous.state, AdapterState.RETIRED, actor, why, {})
             )
+        way_back = previous if previous is not None and previous.tainted_by is None else None
         self._store.transition(
             changes,
             {
                 Alias.CHAMPION: version,
-                Alias.ROLLBACK: previous.version if previous else None,
+                Alias.ROLLBACK: way_back.version if way_back else None,
                 Alias.CANDIDATE: None,
             },
             # Of two processes that promote at once, the second finds another champion and stops.
@@ -331,6 +340,72 @@ class Registry:
         )
         return back
 
+    # --- erasure -------------------------------------------------------------------------------
+
+    def withdraw_tainted(self, *, actor: str, reason: str, keep_champion: bool = False) -> None:
+        """Take out of service what learned from data that were erased; repeating changes nothing.
+
+        In place of a champion comes the way back, or the last clean version that was champion, or
+        the base model; in place of a way back another clean one, or none. All are rejected.
+
+        Args:
+            actor: who decided.
+            reason: why, in words.
+            keep_champion: a tainted champion goes on answering.
+
+        Raises:
+            Conflict: somebody moved the aliases meanwhile; nothing was changed.
+        """
+        at = self._store.aliases()
+        gone = {
+            a.version: a
+            for a in self._store.adapters()
+            if a.tainted_by is not None
+            and a.state not in (AdapterState.REJECTED, AdapterState.ERASED)
+            and not (keep_champion and a.version == at.get(Alias.CHAMPION))
+        }
+        if not gone:
+            return
+        changes = [
+            _transition(a, a.state, AdapterState.REJECTED, actor, reason, {"tainted": a.tainted_by})
+            for a in gone.values()
+        ]
+        moves: dict[Alias, int | None] = {a: None for a, v in at.items() if v in gone}
+        if Alias.CHAMPION in moves:
+            back = self._last_clean(at)
+            moves |= {Alias.CHAMPION: back.version if back else None, Alias.ROLLBACK: None}
+            if back is not None:
+                changes.append(
+                    _transition(back, back.state, AdapterState.CHAMPION, actor, reason, {})
+                )
+        elif Alias.ROLLBACK in moves:
+            back = self._last_clean(at)
+            moves[Alias.ROLLBACK] = back.version if back else None
+        self._store.transition(changes, moves, require={alias: at.get(alias) for alias in Alias})
+
+    def _last_clean(self, at: Mapping[Alias, int]) -> Adapter | None:
+        """The way back, else the version that was champion last; never a tainted or damaged one."""
+        retired = [
+            (a.version == at.get(Alias.ROLLBACK), self._store.transitions(a.version)[-1].at, a)
+            for a in self._store.adapters()
+            if a.state is AdapterState.RETIRED and a.tainted_by is None
+        ]
+        for _, _, adapter in sorted(retired, key=lambda entry: entry[:2], reverse=True):
+            try:
+                self.verify(adapter)
+            except ArtifactError:
+                continue
+            return adapter
+        return None
+
+    @staticmethod
+    def _require_clean(adapter: Adapter) -> None:
+        if adapter.tainted_by is not None:
+            raise RegistryError(
+                f"{adapter.name} learned from data that were erased (erasure {adapter.tainted_by}) "
+                "and stays out of service"
+            )
+
     # --- retention -----------------------------------------------------------------------------
 
     def erase(self, version: int, *, actor: str, reason: str) -> None:
@@ -353,7 +428,8 @@ class Registry:
         """Return the versions that retention would erase, newest first.
 
         Kept are the newest, the best by the share of target tasks they solved, whatever an alias
-        points at (so never the way back), and what a running cycle has in hand.
+        points at (so never the way back), and what a running cycle has in hand. What learned from
+        data that were erased is kept only until requests on it must have ended.
 
         Args:
             keep_recent: how many of the newest, at least 1.
@@ -361,8 +437,10 @@ class Registry:
         """
         adapters = [a for a in self._store.adapters() if a.state is not AdapterState.ERASED]
         kept = set(self._store.aliases().values())
-        kept |= {a.version for a in adapters[: max(1, keep_recent)]}
-        scored = [(score, a.version) for a in adapters if (score := self._score(a)) is not None]
+        clean = [a for a in adapters if a.tainted_by is None]
+        kept |= {a.version for a in adapters if a.tainted_by is not None and self._draining(a)}
+        kept |= {a.version for a in clean[: max(1, keep_recent)]}
+        scored = [(score, a.version) for a in clean if (score := self._score(a)) is not None]
         kept |= {version for _, version in sorted(scored, reverse=True)[:keep_best]}
         busy = {c.id for c in self._store.cycles(state=CycleState.RUNNING)}
         return [
@@ -415,6 +493,11 @@ class Registry:
         except FileNotFoundError:
             return
         shutil.rmtree(away, ignore_errors=True)
+
+    def _draining(self, adapter: Adapter) -> bool:
+        """Whether requests may still run on a version that left service."""
+        left = self._store.transitions(adapter.version)[-1].at
+        return now() - left < timedelta(seconds=DRAINED_S)
 
     def _score(self, adapter: Adapter) -> float | None:
         """Share of target tasks it solved when it was last examined."""

@@ -293,6 +293,46 @@ def feedback_text(rows: Sequence[Feedback]) -> None:
     )
 
 
+# --- erasures -------------------------------------------------------------------------------
+
+
+def erasure_text(report: Json) -> None:
+    """Print what an erasure did, or would do."""
+    if report["already"]:
+        _print("nothing is left to erase; the certificate of the last time:")
+    counts = ", ".join(f"{n} {what.replace('_', ' ')}" for what, n in report["counts"].items())
+    _print(f"{'would erase' if report['dry_run'] else 'erased'}: {counts}")
+    for adapter in report["adapters"]:
+        state = f" ({adapter['state']})" if "state" in adapter else ""
+        _print(f"had learned from it: {adapter['name']}{state}")
+    if report["dry_run"]:
+        return
+    _print(f"certificate {report['id']}, by {report['actor']} at {report['created_at']}")
+    if report["finished_at"] is None:
+        _print(
+            "not finished: an improvement cycle is running; repeat the command when it has ended"
+        )
+
+
+def erasures_text(rows: Sequence[Json]) -> None:
+    """Print certificates."""
+    _table(
+        ["certificate", "at", "by", "tenant", "finished", "interactions", "adapters"],
+        (
+            [
+                row["id"],
+                row["created_at"],
+                row["actor"],
+                row["tenant"] or "",
+                row["finished_at"] or "no",
+                row["counts"].get("interactions", 0),
+                ", ".join(adapter["name"] for adapter in row["adapters"]),
+            ]
+            for row in rows
+        ),
+    )
+
+
 # --- cycles ---------------------------------------------------------------------------------
 
 

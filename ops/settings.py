@@ -20,6 +20,7 @@ from pydantic_settings import (
 )
 
 from ops.errors import SettingsError
+from ops.records import Tainted
 
 
 class Section(BaseModel):
@@ -106,6 +107,16 @@ class RetentionSettings(Section):
         None, ge=1 << 20, description="of the database; the oldest interactions make room (SQLite)"
     )
     sweep_every_s: float = Field(600.0, gt=0)
+
+
+class ErasureSettings(Section):
+    """What erasing a user's data does beside erasing it."""
+
+    tainted: Tainted = Field(
+        Tainted.ROLLBACK,
+        description="a champion that had learned from it: rollback (it leaves service at once), or "
+        "keep until retrained (it answers until a cycle promotes another)",
+    )
 
 
 class SandboxSettings(Section):
@@ -357,6 +368,7 @@ class Settings(BaseSettings):
     engine: EngineSettings = EngineSettings()
     server: ServerSettings = ServerSettings()
     retention: RetentionSettings = RetentionSettings()
+    erasure: ErasureSettings = ErasureSettings()
     sandbox: SandboxSettings = SandboxSettings()
     improver: ImproverSettings = ImproverSettings()
 
@@ -388,6 +400,11 @@ class Settings(BaseSettings):
     def cycles_dir(self) -> Path:
         """Where cycles keep their stages' inputs and outputs."""
         return self.data_dir / "cycles"
+
+    @property
+    def evaluations_dir(self) -> Path:
+        """Where `journeyman eval` leaves its answers, unless told otherwise."""
+        return self.data_dir / "evaluations"
 
 
 def config_file(config: Path | None = None, data_dir: Path | None = None) -> Path:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from pathlib import Path
@@ -34,6 +34,7 @@ from ops.records import (
     CycleEvent,
     CycleState,
     DatasetRow,
+    Erasure,
     Execution,
     Feedback,
     FeedbackSource,
@@ -41,6 +42,7 @@ from ops.records import (
     Interaction,
     Source,
     SwapReceipt,
+    Tainted,
     Transition,
     now,
 )
@@ -256,6 +258,7 @@ adapters = sa.Table(
     sa.Column("cycle_id", sa.Text, index=True),
     sa.Column("recipe", sa.Text, nullable=False),
     sa.Column("lineage", _json, nullable=False),
+    sa.Column("tainted_by", sa.Text),
 )
 transitions = sa.Table(
     "transitions",
@@ -288,6 +291,20 @@ swap_receipts = sa.Table(
     sa.Column("reason", sa.Text, nullable=False),
     sa.Column("phases_s", _json, nullable=False),
     sa.Column("probe", _json, nullable=False),
+)
+erasures = sa.Table(
+    "erasures",
+    metadata,
+    _id(),
+    sa.Column("created_at", UtcTime, nullable=False),
+    sa.Column("finished_at", UtcTime),
+    sa.Column("actor", sa.Text, nullable=False),
+    sa.Column("tenant", sa.Text),
+    sa.Column("subject_sha256", sa.Text, nullable=False),
+    sa.Column("policy", EnumText(Tainted), nullable=False),
+    sa.Column("counts", _json, nullable=False),
+    sa.Column("adapters", _json, nullable=False),
+    sa.Column("traces", _json, nullable=False),
 )
 leases = sa.Table(
     "leases",
@@ -332,6 +349,7 @@ class Store:
         Adapter: adapters,
         Transition: transitions,
         SwapReceipt: swap_receipts,
+        Erasure: erasures,
         Heartbeat: heartbeats,
     }
 
@@ -789,7 +807,13 @@ class Store:
             connection.execute(
                 sa.insert(transitions).values(asdict(transition) | {"version": version})
             )
-            return Adapter(**values)
+            # Its cycle may have held in memory what was erased while it ran.
+            for erasure in self._open_erasures(connection):
+                self._erase_rows(connection, erasure)
+            row = connection.execute(
+                sa.select(adapters.c.tainted_by).where(adapters.c.version == version)
+            ).one()
+            return Adapter(**values | {"tainted_by": row.tainted_by})
 
     def adapter(self, version: int) -> Adapter:
         """Return one adapter.
@@ -880,6 +904,190 @@ class Store:
             query = query.where(swap_receipts.c.version == version)
         return self._select(SwapReceipt, query)
 
+    # --- erasures ---------------------------------------------------------------------------
+
+    def tenants_of(self, user: str) -> set[str]:
+        """Return the tenants in which a user has asked or said something."""
+        asked = sa.select(interactions.c.tenant).where(interactions.c.user == user)
+        said = (
+            sa.select(interactions.c.tenant)
+            .join(feedback, _spoken_of())
+            .where(feedback.c.user == user)
+        )
+        with self._read() as connection:
+            return {row[0] for row in connection.execute(sa.union(asked, said))}
+
+    def erase_user(self, erasure: Erasure, user: str, *, dry_run: bool = False) -> Erasure:
+        """Delete what is a user's and write the erasure, in one transaction.
+
+        These go: interactions with all that hangs on them, feedback by the user and on episodes
+        that are the user's alone, lineage of rows made of any of it. Adapters trained on such rows
+        are marked (`tainted_by`).
+
+        Args:
+            erasure: the certificate so far. `traces` may name further interactions and feedback of
+                the user's, which the record has forgotten but its lineage has not.
+            user: the name under which requests and feedback were sent.
+            dry_run: only count.
+
+        Returns:
+            The erasure with counts, adapters and traces.
+        """
+        with self._write() as connection:
+            if self._sqlite:
+                connection.exec_driver_sql("PRAGMA secure_delete=ON")  # overwrite, do not unlink
+            else:  # a version that is being registered is seen, or sees this
+                connection.execute(sa.text("LOCK TABLE adapters IN EXCLUSIVE MODE"))
+            found = self._erase_record(connection, erasure, user)
+            rows, tainted = self._erase_rows(connection, found)
+            traces = found.traces | {"rows": rows}
+            done = replace(
+                found,
+                counts=found.counts | {"training_rows": len(rows)},
+                adapters=[{"name": f"code@v{v}", "version": v} for v in tainted],
+                traces=traces,
+            )
+            if dry_run:
+                connection.rollback()
+            else:
+                self._insert(connection, [done])
+        return done
+
+    def _erase_record(self, connection: Connection, erasure: Erasure, user: str) -> Erasure:
+        """Delete interactions and feedback; return the erasure with counts and traces."""
+        own = interactions.c.user == user
+        if erasure.tenant is not None:
+            own = sa.and_(own, interactions.c.tenant == erasure.tenant)
+        query = sa.select(interactions.c.id, interactions.c.episode_id).where(own)
+        asked = connection.execute(query).all()
+        ids = [row.id for row in asked]
+        said = self._said_by(connection, user, erasure.tenant)
+        counts = {"interactions": len(ids)}
+        for table in (attempts, executions):
+            counts[table.name] = 0
+            for part in _parts(ids):
+                number = sa.select(sa.func.count()).where(table.c.interaction_id.in_(part))
+                counts[table.name] += int(connection.execute(number).scalar_one())
+        for part in _parts(ids):
+            hangs = sa.select(feedback.c.id, feedback.c.target).where(feedback.c.target.in_(part))
+            said |= {row.id: row.target for row in connection.execute(hangs)}
+            connection.execute(sa.delete(interactions).where(interactions.c.id.in_(part)))
+        for part in _parts({row.episode_id for row in asked if row.episode_id}):
+            left = sa.select(interactions.c.episode_id).where(interactions.c.episode_id.in_(part))
+            alone = set(part) - set(connection.execute(left).scalars())
+            of_them = sa.select(feedback.c.id, feedback.c.target).where(
+                feedback.c.episode_id.in_(alone)
+            )
+            said |= {row.id: row.target for row in connection.execute(of_them)}
+        for part in _parts(said):
+            connection.execute(sa.delete(feedback).where(feedback.c.id.in_(part)))
+        known = erasure.traces
+        return replace(
+            erasure,
+            counts=counts | {"feedback": len(said)},
+            traces={
+                "interactions": sorted({*ids, *known.get("interactions", ())}),
+                "feedback": sorted({*said, *known.get("feedback", ())}),
+                "spoken_of": sorted({*said.values(), *known.get("spoken_of", ())}),
+            },
+        )
+
+    def _said_by(self, connection: Connection, user: str, tenant: str | None) -> dict[str, str]:
+        """Feedback by a user, with what it is about."""
+        query = sa.select(feedback.c.id, feedback.c.target).where(feedback.c.user == user)
+        if tenant is not None:
+            there = sa.select(interactions.c.id).where(
+                _spoken_of(), interactions.c.tenant == tenant
+            )
+            query = query.where(there.exists())
+        return {row.id: row.target for row in connection.execute(query)}
+
+    def _erase_rows(self, connection: Connection, erasure: Erasure) -> tuple[list[str], list[int]]:
+        """Delete rows made of what an erasure names, mark adapters; return both."""
+        own, said = (set(erasure.traces.get(name, ())) for name in ("interactions", "feedback"))
+        gone: dict[tuple[str, str], bool] = {}
+        joined = sa.select(
+            dataset_rows.c.cycle_id,
+            dataset_rows.c.row_id,
+            dataset_rows.c.kept,
+            dataset_rows.c.feedback_ids,
+            dataset_sources.c.interaction_id,
+        ).join(
+            dataset_sources,
+            sa.and_(
+                dataset_sources.c.cycle_id == dataset_rows.c.cycle_id,
+                dataset_sources.c.row_id == dataset_rows.c.row_id,
+            ),
+        )
+        for part in _parts({*own, *erasure.traces.get("spoken_of", ())}):
+            query = joined.where(dataset_sources.c.interaction_id.in_(part))
+            for row in connection.execute(query):
+                if row.interaction_id in own or not said.isdisjoint(row.feedback_ids):
+                    gone[row.cycle_id, row.row_id] = row.kept
+        for cycle_id, row_id in gone:
+            where = sa.and_(dataset_rows.c.cycle_id == cycle_id, dataset_rows.c.row_id == row_id)
+            connection.execute(sa.delete(dataset_rows).where(where))
+        learned = {key for key, kept in gone.items() if kept}
+        rows = sorted({row_id for _, row_id in learned} | set(erasure.traces.get("rows", ())))
+        return rows, self._taint(connection, erasure, learned, set(rows))
+
+    def _taint(
+        self,
+        connection: Connection,
+        erasure: Erasure,
+        learned: Collection[tuple[str, str]],
+        rows: set[str],
+    ) -> list[int]:
+        """Mark the adapters that were trained on rows; return all that this erasure marked."""
+        cycles_of = {cycle_id for cycle_id, _ in learned}
+        query = sa.select(adapters.c.version, adapters.c.cycle_id, adapters.c.lineage)
+        found = []
+        for row in connection.execute(query.where(adapters.c.cycle_id.is_not(None))):
+            used = row.lineage.get("rows")
+            if not rows.isdisjoint(used) if used is not None else row.cycle_id in cycles_of:
+                found.append(row.version)
+        for part in _parts(found):
+            where = sa.and_(adapters.c.version.in_(part), adapters.c.tainted_by.is_(None))
+            connection.execute(sa.update(adapters).where(where).values(tainted_by=erasure.id))
+        return sorted(found)
+
+    def _open_erasures(self, connection: Connection) -> list[Erasure]:
+        query = sa.select(erasures).where(erasures.c.finished_at.is_(None))
+        return [Erasure(**row) for row in connection.execute(query).mappings()]
+
+    def erase_late_rows(self, erasure_id: str) -> list[int]:
+        """Erase rows that a running cycle wrote after the erasure; return the adapters marked."""
+        with self._write() as connection:
+            if not self._sqlite:
+                connection.execute(sa.text("LOCK TABLE adapters IN EXCLUSIVE MODE"))
+            for erasure in self._open_erasures(connection):
+                if erasure.id == erasure_id:
+                    return self._erase_rows(connection, erasure)[1]
+        return []
+
+    def update_erasure(self, erasure_id: str, **changes: Any) -> None:
+        """Change columns of an erasure."""
+        with self._write() as connection:
+            where = erasures.c.id == erasure_id
+            connection.execute(sa.update(erasures).where(where).values(**changes))
+
+    def erasures(self, *, limit: int | None = None) -> list[Erasure]:
+        """Return erasures, newest first."""
+        query = sa.select(erasures).order_by(erasures.c.id.desc()).limit(limit)
+        return self._select(Erasure, query)
+
+    def truncate_log(self) -> None:
+        """Empty SQLite's write-ahead log, where deleted rows may still be read; else nothing."""
+        if not self._sqlite:
+            return
+        raw = self._engine.raw_connection()
+        try:
+            raw.cursor().execute("PRAGMA wal_checkpoint(TRUNCATE)")  # as far as readers let it
+        except Exception as error:
+            raise StoreUnavailable(str(error)) from error
+        finally:
+            raw.close()
+
     # --- processes --------------------------------------------------------------------------
 
     def take_lease(self, name: str, holder: str, ttl_s: float) -> None:
@@ -966,6 +1174,21 @@ class Store:
 def _judged(metric: str) -> sa.Select[tuple[str]]:
     """The ids of the interactions that have feedback under a metric."""
     return sa.select(feedback.c.interaction_id).where(feedback.c.metric == metric)
+
+
+def _spoken_of() -> sa.ColumnElement[bool]:
+    """Joins feedback with the interactions that it is about."""
+    return sa.or_(
+        interactions.c.id == feedback.c.interaction_id,
+        interactions.c.episode_id == feedback.c.episode_id,
+    )
+
+
+def _parts(ids: Collection[str] | Collection[int], size: int = 500) -> Iterator[list[Any]]:
+    """Lists that are short enough for one statement."""
+    every = list(ids)
+    for start in range(0, len(every), size):
+        yield every[start : start + size]
 
 
 @contextmanager

@@ -25,6 +25,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 import sandbox
 from ops import metrics
+from ops.erasure import Eraser
 from ops.errors import ModelError, SettingsError
 from ops.models import resolve
 from ops.registry import Registry
@@ -47,6 +48,7 @@ from server import (
     releases,
     responses,
     stored,
+    users,
 )
 from server.adapters import Adapters
 from server.auth import Guarded, Key, Keys
@@ -104,7 +106,7 @@ def create_app(
     routes = (
         *(chat, stored, completions, responses, messages, models),
         *(executions, feedback, events),
-        *(interactions, releases, jobs, files, evals, health, docs),
+        *(interactions, releases, jobs, files, evals, users, health, docs),
     )
     for module in routes:
         app.include_router(module.router)
@@ -183,6 +185,13 @@ async def _open(
         engine=engine,
         store=store,
         registry=registry,
+        eraser=Eraser(
+            store,
+            registry,
+            cycles_dir=settings.cycles_dir,
+            evaluations_dir=settings.evaluations_dir,
+            policy=settings.erasure.tainted,
+        ),
         recorder=recorder,
         adapters=adapters,
         judge=judge,

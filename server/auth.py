@@ -30,6 +30,7 @@ from server.replies import Exchange
 
 INFERENCE, FEEDBACK, ADMIN = "inference", "feedback", "admin"
 SCOPES = (INFERENCE, FEEDBACK, ADMIN)
+DEFAULT_TENANT = "default"
 _SHARES = ("--requests-per-minute", "--tokens-per-minute", "--executions-per-minute")
 OPEN_PATHS = frozenset(("/health", "/ready"))
 """Whoever supervises the process needs no key."""
@@ -56,7 +57,7 @@ class Key:
     name: str
     sha256: str
     scopes: frozenset[str]
-    tenant: str = "default"
+    tenant: str = DEFAULT_TENANT
     requests_per_minute: int | None = None
     tokens_per_minute: int | None = None
     executions_per_minute: int | None = None
@@ -224,7 +225,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="journeyman keys", description=main.__doc__)
     parser.add_argument("name")
     parser.add_argument("--scope", action="append", choices=SCOPES, default=None)
-    parser.add_argument("--tenant", default="default")
+    parser.add_argument("--tenant", default=DEFAULT_TENANT)
     for share in _SHARES:
         parser.add_argument(share, type=int, metavar="N")
     given = parser.parse_args(arguments)

@@ -159,6 +159,17 @@ _RUN = _object(
     result_counts=_object(total=_INTEGER, passed=_INTEGER, failed=_INTEGER, errored=_INTEGER),
     comparison={"type": ["object", "null"]},
 )
+_ERASURE = _object(
+    "erasure",
+    id=_TEXT,
+    created_at=_TEXT,
+    finished_at=_MAYBE_TEXT,
+    actor=_TEXT,
+    tenant=_MAYBE_TEXT,
+    counts=_THING,
+    adapters=_THINGS,
+    already=_FLAG,
+)
 _READY = _object(ready=_FLAG, reasons={"type": "array", "items": _TEXT}, sandbox=_TEXT)
 _IDS: Json = {"type": "array", "items": _TEXT}
 _CHAT, _JOBS = "/v1/chat/completions", "/v1/fine_tuning/jobs"
@@ -201,6 +212,8 @@ ANSWERS: dict[tuple[str, str], Json] = {
     ("get", "/v1/evals/{eval_id}"): _EVAL,
     ("get", "/v1/evals/{eval_id}/runs"): _page(_RUN),
     ("get", "/v1/evals/{eval_id}/runs/{run_id}"): _RUN,
+    ("get", "/v1/users/erasures"): _list(_ERASURE),
+    ("delete", "/v1/users/{user_id}/data"): _ERASURE,
     ("get", "/health"): _object(status={"const": "ok"}),
     ("get", "/ready"): _READY,
 }

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from starlette.requests import Request
 
+from ops.erasure import Eraser
 from ops.registry import Registry
 from ops.settings import ImproverSettings, ServerSettings
 from ops.store import Store
@@ -37,6 +38,7 @@ class State:
     engine: Engine
     store: Store
     registry: Registry
+    eraser: Eraser
     recorder: Recorder
     adapters: Adapters
     judge: Judge

@@ -27,6 +27,7 @@ from ops.records import (
     new_id,
     now,
 )
+from ops.registry import Registry
 from ops.store import Recording, Store, metadata
 from tests.ops import records
 
@@ -244,6 +245,62 @@ def test_a_transition_decided_on_a_moved_alias_changes_nothing(store: Store) -> 
         assert store.aliases() == {Alias.CHAMPION: adapter.version}
     store.transition([], {Alias.CHAMPION: None}, require={Alias.CHAMPION: adapter.version})
     assert store.aliases() == {}
+
+
+def test_of_two_promoters_at_once_one_wins(store: Store, tmp_path: Path) -> None:
+    registries = [Registry(Store(store.url), tmp_path / "adapters") for _ in range(2)]
+    for round_ in range(4):
+        before = store.aliases().get(Alias.CHAMPION)
+        versions = [_examined(registries[0], f"{round_}{place}") for place in "ab"]
+        ready = threading.Barrier(2)
+        lost: list[int] = []
+
+        def promote(
+            registry: Registry, version: int, ready: threading.Barrier, lost: list[int]
+        ) -> None:
+            ready.wait()
+            try:
+                registry.promote(version, actor="t", reason="r")
+            except Conflict:
+                lost.append(version)
+
+        threads = [
+            threading.Thread(target=promote, args=(registry, version, ready, lost))
+            for registry, version in zip(registries, versions, strict=True)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        aliases = store.aliases()
+        champions = [a.version for a in store.adapters() if a.state is AdapterState.CHAMPION]
+        assert champions == [aliases[Alias.CHAMPION]]
+        if lost:  # both had seen the same champion
+            assert [*lost, *champions] in (versions, versions[::-1])
+            assert aliases.get(Alias.ROLLBACK) == before
+            assert store.adapter(lost[0]).state is AdapterState.EXAMINED
+        else:  # one came after the other
+            assert {aliases[Alias.CHAMPION], aliases[Alias.ROLLBACK]} == set(versions)
+    for registry in registries:
+        registry._store.close()
+
+
+def _examined(registry: Registry, content: str) -> int:
+    def write(draft: Path) -> None:
+        (draft / "adapter_model.safetensors").write_text(content)
+
+    version = registry.add(
+        write,
+        base_model="base",
+        base_sha256="ff",
+        rank=8,
+        recipe="ilf",
+        cycle_id=None,
+        lineage={},
+        actor="t",
+    ).version
+    registry.examined(version, actor="t", reason="r", evidence={})
+    return version
 
 
 def test_a_lease_has_one_holder_until_it_expires(store: Store) -> None:

@@ -448,3 +448,38 @@ def test_flags_reach_the_settings_and_hide_nothing(
     [settings] = seen
     assert (settings.engine.model, settings.engine.port) == ("starter-small", 9100)
     assert settings.server.port == 9000
+
+
+# --- users ----------------------------------------------------------------------------------
+
+
+def test_users_are_erased_with_a_certificate(run: Run, store: Store) -> None:
+    for user in ("ann", "bob"):
+        store.add([Recording(interaction=records.interaction(user=user))])
+    dry = run("users", "erase", "ann", "--dry-run")
+    assert "would erase: 1 interactions" in dry.stdout
+    assert store.count_interactions() == 2
+    erased = json.loads(run("users", "erase", "ann", "--json").stdout)
+    assert (erased["counts"]["interactions"], erased["already"]) == (1, False)
+    assert erased["actor"].startswith("cli:")
+    assert [row.user for row in store.interactions()] == ["bob"]
+    again = run("users", "erase", "ann")
+    assert again.stdout.startswith("nothing is left to erase")
+    assert erased["id"] in again.stdout
+    (listed,) = json.loads(run("users", "erasures", "--json").stdout)
+    assert listed["id"] == erased["id"]
+    assert erased["id"] in run("users", "erasures").stdout
+
+
+def test_users_that_are_unknown_or_unclear_are_refused(
+    main: Callable[..., tuple[int, str]], store: Store
+) -> None:
+    for tenant in ("one", "two"):
+        interaction = records.interaction(user="ann", tenant=tenant)
+        store.add([Recording(interaction=interaction)])
+    assert main("users", "erase", "carol") == (1, "journeyman: no user 'carol'\n")
+    status, said = main("users", "erase", "ann")
+    assert (status, "one, two" in said) == (1, True)
+    assert main("users", "erase", "ann", "--tenant", "three")[0] == 1
+    assert main("users", "erase")[0] == 2
+    assert store.count_interactions() == 2

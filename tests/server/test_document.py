@@ -106,7 +106,12 @@ def test_every_answer_is_as_promised(
     server.store.add_cycle(cycle)
     event = CycleEvent(id=new_id(), cycle_id=cycle.id, created_at=now(), level="info", message="m")
     server.store.add_event(event)
+    for _ in range(2):  # the second time there is something to erase again
+        server.chat(user="ann")
+        if not server.http.get("/v1/users/erasures").json()["data"]:
+            server.http.delete("/v1/users/ann/data")
     ids = {
+        "user_id": "ann",
         "completion_id": answer_id,
         "model": "code",
         "execution_id": execution_id,
