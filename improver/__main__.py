@@ -19,6 +19,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +29,13 @@ from rich.progress import Progress
 from improver import cookbook, importer, lease, report, score
 from improver.benchmarks import catalogue
 from improver.benchmarks.base import Task
-from improver.cycle import CycleRun, Means, Plan, fail, start
+from improver.cycle import CycleRun, Means, Plan, fail, note, start
 from improver.errors import BenchmarkError, ImproverError, PolicyError, PolicyUnavailable
 from improver.evaluate import judgeable
+from improver.idle import Idle, Metrics, TrainWhenIdle
 from improver.policy import ALIAS, Policy
 from improver.progress import LogShow, Show, TerminalShow
+from improver.trainer import Train, run_training
 from improver.worker import Worker
 from improver.workspace import Journal
 from ops import logs, models, services
@@ -177,7 +180,9 @@ def _changed(section: Any, **options: Any) -> Any:
 
 
 @asynccontextmanager
-async def _means(settings: Settings, store: Store, show: Show) -> AsyncIterator[Means]:
+async def _means(
+    settings: Settings, store: Store, show: Show, train: Train = run_training
+) -> AsyncIterator[Means]:
     policy = Policy(settings.server_url, api_key=os.environ.get("JOURNEYMAN_API_KEY"))
     async with _pool(settings) as pool, policy:
         yield Means(
@@ -188,6 +193,7 @@ async def _means(settings: Settings, store: Store, show: Show) -> AsyncIterator[
             resolve=models.resolve,
             environment=os.environ | services.cpu_environment(),
             show=show,
+            train=train,
         )
 
 
@@ -386,14 +392,20 @@ async def _require_answers(url: str, key: str | None, model: str) -> None:
 
 async def _daemon(settings: Settings) -> int:
     store = Store.open(settings.store_url)
+    idle: Idle | None = None
+    if (minutes := settings.improver.idle_minutes) is not None:
+        idle = Idle(Metrics(settings.engine_url), minutes * 60)
 
     async def run_cycle(cycle: Cycle) -> Cycle:
         show = LogShow(cycle.id)
-        async with _means(settings, store, show) as means:
+        train: Train = run_training
+        if idle is not None:
+            train = TrainWhenIdle(run_training, idle, partial(note, store, cycle.id))
+        async with _means(settings, store, show, train) as means:
             return await CycleRun(cycle, means).run()
 
     try:
-        worker = Worker(settings, store, run_cycle)
+        worker = Worker(settings, store, run_cycle, idle)
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, worker.stop)

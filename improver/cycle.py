@@ -26,7 +26,6 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Protocol
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -36,6 +35,7 @@ from improver import (
     decide,
     drift,
     evaluate,
+    orders,
     refiner,
     release,
     screen,
@@ -46,7 +46,7 @@ from improver.benchmarks.base import Task
 from improver.benchmarks.builtin import Builtin
 from improver.benchmarks.mbpp import TaskFile
 from improver.benchmarks.replay import Replay
-from improver.errors import CycleError, FirewallError, ImproverError, NotEnough
+from improver.errors import CycleError, FirewallError, Halted, ImproverError, NotEnough
 from improver.firewall import Firewall
 from improver.policy import Policy
 from improver.progress import Show
@@ -67,7 +67,7 @@ from improver.types import (
     write_lines,
 )
 from improver.workspace import Journal, Workspace
-from ops.errors import OpsError
+from ops.errors import Conflict, OpsError
 from ops.models import Model
 from ops.records import (
     Adapter,
@@ -91,7 +91,7 @@ logger = logging.getLogger(__name__)
 HELD_BACK = 2000
 """The most requests of the record that are kept from training, for the replay suite."""
 SEVERAL_TEMPERATURE = 0.8
-RESUMABLE = (CycleState.QUEUED, CycleState.RUNNING, CycleState.FAILED)
+RESUMABLE = (CycleState.QUEUED, CycleState.RUNNING, CycleState.PAUSED, CycleState.FAILED)
 
 
 class Plan(BaseModel):
@@ -118,21 +118,6 @@ class Plan(BaseModel):
         )
 
 
-class Train(Protocol):
-    """What is needed of `trainer.run_training`."""
-
-    async def __call__(
-        self,
-        directory: Path,
-        job: TrainJob,
-        *,
-        nice: int,
-        environment: Mapping[str, str],
-        on_progress: Callable[[Json], None],
-    ) -> Json:
-        """Train from the rows in `directory`, leave `adapter/`, return the report."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class Means:
     """What a cycle works with. `resolve` finds the base model's files."""
@@ -144,7 +129,7 @@ class Means:
     resolve: Callable[[str], Model]
     environment: Mapping[str, str]
     show: Show
-    train: Train = trainer.run_training
+    train: trainer.Train = trainer.run_training
 
 
 def start(store: Store, plan: Plan, cycles_dir: Path, *, trigger: str, state: CycleState) -> Cycle:
@@ -171,13 +156,33 @@ def start(store: Store, plan: Plan, cycles_dir: Path, *, trigger: str, state: Cy
 
 
 def fail(store: Store, cycle: Cycle, error: Exception) -> Cycle:
-    """Write down that a cycle could not even be run; it can be resumed."""
-    return store.update_cycle(
-        cycle.id,
-        state=CycleState.FAILED,
-        error=f"{type(error).__name__}: {error}",
-        finished_at=now(),
+    """Write down that a cycle could not even be run; it can be resumed.
+
+    One that its user has paused or cancelled meanwhile stays so.
+    """
+    words = f"{type(error).__name__}: {error}"
+    waiting = (CycleState.QUEUED, CycleState.RUNNING)
+    try:
+        return store.move_cycle(
+            cycle.id, waiting, CycleState.FAILED, error=words, finished_at=now()
+        )
+    except Conflict:
+        return store.cycle(cycle.id)
+
+
+def note(
+    store: Store, cycle_id: str, message: str, *, level: str = "info", data: Json | None = None
+) -> None:
+    """Write a line into a cycle's log."""
+    event = CycleEvent(
+        id=new_id(),
+        cycle_id=cycle_id,
+        created_at=now(),
+        level=level,
+        message=message,
+        data=data or {},
     )
+    store.add_event(event)
 
 
 class CycleRun:
@@ -210,17 +215,20 @@ class CycleRun:
     async def run(self) -> Cycle:
         """Run every stage that is not done and return the cycle's row as it ends.
 
-        A cancelled cycle stays `running` in the record: it will be resumed.
+        When this call is cancelled, the cycle stays `running` in the record: it will be resumed.
+        Paused or cancelled by its user, it stops within seconds, except while it is released.
         """
-        self._update(
-            state=CycleState.RUNNING, started_at=self.cycle.started_at or now(), error=None
-        )
+        began = self.cycle.started_at or now()
         try:
-            for name, words, work in self._stages:
-                if self.plan.dry_run and name == "train":
-                    break
-                if not self.workspace.done(name):
-                    await self._do(name, words, work)
+            self._move(self.cycle.state, started_at=began, finished_at=None, error=None)
+            async with orders.heeded(self.means.store, self.cycle.id):
+                for name, words, work in self._stages:
+                    if self.plan.dry_run and name == "train":
+                        break
+                    if not self.workspace.done(name):
+                        await self._do(name, words, work)
+        except Halted:
+            return self._halt()
         except NotEnough as error:
             return self._end(CycleState.SKIPPED, str(error))
         except (ImproverError, OpsError, SandboxError, OSError) as error:
@@ -614,7 +622,7 @@ class CycleRun:
 
     async def _do(self, name: str, words: str, work: Callable[[Path], Awaitable[Json]]) -> None:
         began, tokens = time.monotonic(), self.means.policy.tokens
-        self._update(stage=name)
+        self._move(CycleState.RUNNING, stage=name)
         self._event("info", f"{name}: {words}")
         self.means.show.stage(name, words)
         found = await work(self.workspace.begin(name))
@@ -631,10 +639,23 @@ class CycleRun:
         self.means.show.end(f"{seconds:.0f} s")
 
     def _end(self, state: CycleState, error: str | None) -> Cycle:
+        changes: Json = {"error": error, "finished_at": now(), "report": self._report()}
+        try:
+            self._move(CycleState.RUNNING, state, **changes)
+        except Halted:
+            return self._halt()
         if error:
             self._event("error" if state is CycleState.FAILED else "warn", error)
-        self._update(state=state, error=error, finished_at=now(), report=self._report())
         self._event("info", f"ended as {state}")
+        return self.cycle
+
+    def _halt(self) -> Cycle:
+        """Leave the cycle as its user wants it: to be resumed, or ended."""
+        self._withdraw()
+        self._update(report=self._report())
+        reason = f": {self.cycle.error}" if self.cycle.error else ""
+        where = f" at stage {self.cycle.stage}" if self.cycle.stage else ""
+        self._event("warn", f"stopped{where}, it is {self.cycle.state} now{reason}")
         return self.cycle
 
     def _withdraw(self) -> None:
@@ -649,20 +670,24 @@ class CycleRun:
             "dry_run": self.plan.dry_run
         }
 
+    def _move(
+        self, was: CycleState, state: CycleState = CycleState.RUNNING, **changes: object
+    ) -> None:
+        """Change the row, unless its user has changed the state meanwhile.
+
+        Raises:
+            Halted: that.
+        """
+        try:
+            self.cycle = self.means.store.move_cycle(self.cycle.id, (was,), state, **changes)
+        except Conflict as error:
+            raise Halted(str(error)) from error
+
     def _update(self, **changes: object) -> None:
         self.cycle = self.means.store.update_cycle(self.cycle.id, **changes)
 
     def _event(self, level: str, message: str, data: Json | None = None) -> None:
-        self.means.store.add_event(
-            CycleEvent(
-                id=new_id(),
-                cycle_id=self.cycle.id,
-                created_at=now(),
-                level=level,
-                message=message,
-                data=data or {},
-            )
-        )
+        note(self.means.store, self.cycle.id, message, level=level, data=data)
 
     def _counter(self, total: int, note: str) -> Callable[[], None]:
         done = 0

@@ -9,6 +9,7 @@ ImproverError
 ├── NotEnough              too little to learn from; the cycle ends as skipped, not as failed
 ├── TrainingError          the training process failed, or its adapter could not be served
 ├── CycleError             a cycle cannot be started or resumed
+├── Halted                 its user paused or cancelled the cycle: no fault
 └── SwapError              no server proved a release within its time
 """
 
@@ -53,6 +54,10 @@ class TrainingError(ImproverError):
 
 class CycleError(ImproverError):
     """A cycle cannot be started or resumed as asked."""
+
+
+class Halted(ImproverError):
+    """The cycle was paused or cancelled by its user while it ran: no fault."""
 
 
 class SwapError(ImproverError):

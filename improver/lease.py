@@ -47,7 +47,8 @@ async def held(
     try:
         yield
     except asyncio.CancelledError:
-        if renewal.done() and not renewal.cancelled():
+        # Cancelled from outside as well: that goes first.
+        if renewal.done() and not renewal.cancelled() and (work is None or work.uncancel() == 0):
             raise CycleError("the lease was lost; another improver may be at work") from None
         raise
     finally:

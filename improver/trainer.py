@@ -2,8 +2,8 @@
 
 `improver.train` runs in a process of its own (`python -m improver.train DIRECTORY`), at lower
 priority and with the CPU environment of `ops.processes`, so that torch never enters the daemon and
-a crash of it is an error here and no more. Killed with its parent, it goes on where it was when
-the stage is run again.
+a crash of it is an error here and no more. Killed with its parent, or ended because the call was
+cancelled, it goes on from its last checkpoint when the stage is run again.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Protocol
 
 from improver.errors import TrainingError
 from improver.types import TrainJob, to_json
@@ -22,6 +23,23 @@ from ops.records import Json
 
 POLL_S = 0.5
 LAST_WORDS_BYTES = 4000
+END_S = 10.0
+"""How long the process may take to end when it is asked to; then it is killed."""
+
+
+class Train(Protocol):
+    """What a cycle needs of `run_training`."""
+
+    async def __call__(
+        self,
+        directory: Path,
+        job: TrainJob,
+        *,
+        nice: int,
+        environment: Mapping[str, str],
+        on_progress: Callable[[Json], None],
+    ) -> Json:
+        """Train from the rows in `directory`, leave `adapter/`, return the report."""
 
 
 async def run_training(
@@ -81,10 +99,19 @@ async def _run(
         finally:
             follow.cancel()
             if process.returncode is None:
-                process.terminate()
-                await process.wait()
+                await _end(process)
     if status != 0:
         raise TrainingError(f"the training process ended with {status}: {_last_words(log)}")
+
+
+async def _end(process: asyncio.subprocess.Process) -> None:
+    """End the process; from its last checkpoint it goes on when it is started again."""
+    process.terminate()
+    try:
+        await asyncio.wait_for(process.wait(), END_S)
+    except TimeoutError:
+        process.kill()
+        await process.wait()
 
 
 def step_back(pid: int, nice: int) -> None:

@@ -1,8 +1,9 @@
 """The daemon: when a cycle runs. `python -m improver` starts it.
 
-Queues a cycle when the schedule says so, takes up what is queued or was left behind by a killed
-improver, one at a time under the lease, and says in the store that it lives. A stop (SIGTERM)
-cancels the running cycle, which stays `running` in the record and goes on at the next start.
+Queues a cycle when the clock says so or enough has been said (`schedule`), takes up what is queued
+or was left behind by a killed improver, one at a time under the lease, in an idle window where that
+is asked for (`idle`), and says in the store that it lives. A stop (SIGTERM) cancels the running
+cycle, which stays `running` in the record and goes on at the next start.
 """
 
 from __future__ import annotations
@@ -13,13 +14,15 @@ import os
 import socket
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from datetime import datetime
 
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
 from apscheduler.triggers.cron import CronTrigger
 
-from improver import lease
-from improver.cycle import Plan, fail, start
+from improver import lease, schedule
+from improver.cycle import Plan, fail, note
 from improver.errors import CycleError, ImproverError
+from improver.idle import Idle
 from ops.errors import ModelError, OpsError, SettingsError, StoreError
 from ops.records import Cycle, CycleState, Heartbeat, now
 from ops.settings import Settings
@@ -31,8 +34,8 @@ logger = logging.getLogger(__name__)
 PROCESS = "improver"
 LOOK_S = 2.0
 BEAT_S = 10.0
-MISFIRE_S = 3600
-"""A nightly cycle that was due while the machine slept is still run this much later."""
+COUNT_S = 60.0
+"""How often it is counted whether enough has been said."""
 
 RunCycle = Callable[[Cycle], Awaitable[Cycle]]
 
@@ -50,10 +53,14 @@ class Worker:
         settings: the installation's.
         store: the record.
         run_cycle: runs one cycle to its end; the lease is held meanwhile.
+        idle: when a cycle may begin; None: at any time.
     """
 
-    def __init__(self, settings: Settings, store: Store, run_cycle: RunCycle) -> None:
+    def __init__(
+        self, settings: Settings, store: Store, run_cycle: RunCycle, idle: Idle | None = None
+    ) -> None:
         self._settings = settings
+        self._idle = idle
         self._store = store
         self._run_cycle = run_cycle
         self._stopping = asyncio.Event()
@@ -61,12 +68,26 @@ class Worker:
 
     async def run(self) -> None:
         """Work until `stop`, or until a side task dies."""
-        scheduler = self._scheduler()
+        scheduler, trigger = AsyncIOScheduler(), self._trigger()
+        if trigger is not None:
+            await self._catch_up(trigger)
+            scheduler.add_job(
+                self._on_the_clock,
+                trigger,
+                args=[trigger],
+                id="clock",
+                coalesce=True,
+                max_instances=1,
+                misfire_grace_time=int(schedule.LATE_S),
+            )
         tasks = [
             asyncio.create_task(self._beat(), name="heartbeat"),
+            asyncio.create_task(self._count(), name="thresholds"),
             asyncio.create_task(self._work(), name="cycles"),
             asyncio.create_task(self._stopping.wait(), name="stop"),
         ]
+        if self._idle is not None:
+            tasks.append(asyncio.create_task(self._idle.watch(), name="idle"))
         scheduler.start()
         logger.info("the improver is up", extra={"action": "start", **self.gauges()})
         try:
@@ -95,42 +116,59 @@ class Worker:
             "cycle_id": self._state.cycle_id,
             "finished": self._state.finished,
             "schedule": self._settings.improver.schedule,
+            "idle": self._idle.open if self._idle is not None else None,
         }
 
-    def _scheduler(self) -> AsyncIOScheduler:
-        scheduler = AsyncIOScheduler()
-        schedule = self._settings.improver.schedule
-        if schedule is not None:
-            try:
-                trigger = CronTrigger.from_crontab(schedule)
-            except ValueError as error:
-                raise SettingsError(f"improver.schedule: {error}") from error
-            scheduler.add_job(
-                self._queue,
-                trigger,
-                id="nightly",
-                coalesce=True,
-                max_instances=1,
-                misfire_grace_time=MISFIRE_S,
-            )
-        return scheduler
+    def _trigger(self) -> CronTrigger | None:
+        crontab = self._settings.improver.schedule
+        if crontab is None:
+            return None
+        try:
+            return CronTrigger.from_crontab(crontab)
+        except ValueError as error:
+            raise SettingsError(f"improver.schedule: {error}") from error
 
-    async def _queue(self) -> None:
+    async def _catch_up(self, trigger: CronTrigger) -> None:
+        """Queue what fell due since an improver was last alive."""
+        due = schedule.last_due(trigger, now())
+        beats = await asyncio.to_thread(self._store.heartbeats)
+        alive = [beat.at for beat in beats if beat.process == PROCESS]
+        if due is not None and alive and max(alive) < due:
+            await self._queue(schedule.CLOCK, due)
+
+    async def _on_the_clock(self, trigger: CronTrigger) -> None:
+        try:
+            await self._queue(schedule.CLOCK, schedule.last_due(trigger, now()))
+        except StoreError as error:
+            logger.warning("nothing queued: %s", error, extra={"action": "cycle_refused"})
+
+    async def _count(self) -> None:
+        """Queue a cycle when enough has been said since the last one."""
         plan = Plan.of(self._settings)
+        while True:
+            try:
+                why = await asyncio.to_thread(schedule.enough, self._store, plan)
+                if why is not None:
+                    await self._queue(schedule.ENOUGH, None, why)
+            except StoreError as error:
+                logger.warning("not counted: %s", error, extra={"action": "cycle_refused"})
+            await asyncio.sleep(COUNT_S)
+
+    async def _queue(self, trigger: str, due: datetime | None, why: str = "the clock") -> None:
+        plan, where = Plan.of(self._settings), self._settings.cycles_dir
         cycle = await asyncio.to_thread(
-            start,
-            self._store,
-            plan,
-            self._settings.cycles_dir,
-            trigger="schedule",
-            state=CycleState.QUEUED,
+            schedule.queue_once, self._store, plan, where, trigger=trigger, due=due
         )
-        logger.info("queued", extra={"action": "cycle_queued", "cycle_id": cycle.id})
+        if cycle is not None:
+            await asyncio.to_thread(note, self._store, cycle.id, f"queued: {why}")
+            extra = {"action": "cycle_queued", "cycle_id": cycle.id}
+            logger.info("queued: %s", why, extra=extra)
 
     async def _work(self) -> None:
         while True:
             try:
-                if await asyncio.to_thread(self._waiting) is not None:
+                free = self._idle is None or self._idle.open
+                if free and await asyncio.to_thread(self._waiting) is not None:
                     await self._run_one()
             except (ImproverError, OpsError, SandboxError) as error:  # the loop's edge
                 logger.warning("no cycle now: %s", error, extra={"action": "cycle_refused"})
@@ -149,9 +187,9 @@ class Worker:
                 except (ImproverError, ModelError, SandboxError) as error:
                     # Left as it is, it would be taken up again at once, for ever.
                     ended = await asyncio.to_thread(fail, self._store, cycle, error)
-                self._state.finished += 1
+                self._state.finished += ended.finished_at is not None
                 logger.info(
-                    "cycle %s ended as %s",
+                    "cycle %s is %s now",
                     ended.id,
                     ended.state,
                     extra={"action": "cycle_end", "cycle_id": ended.id},

@@ -355,6 +355,35 @@ def cycles_show(
     reports.show(report, as_json=json, text=reports.cycle_text)
 
 
+@cycles.command("pause")
+def cycles_pause(cycle_id: str, data_dir: DataDir = None, config: ConfigFile = None) -> None:
+    """Hold a cycle back; a running one stops within seconds and keeps what it has done."""
+    with _store(_settings(config, data_dir)) as store:
+        store.pause_cycle(cycle_id)
+    print(f"cycle {cycle_id} is paused; `journeyman cycles resume {cycle_id}` lets it go on")
+
+
+@cycles.command("resume")
+def cycles_resume(cycle_id: str, data_dir: DataDir = None, config: ConfigFile = None) -> None:
+    """Queue a paused or failed cycle; the improver goes on where it was."""
+    with _store(_settings(config, data_dir)) as store:
+        store.resume_cycle(cycle_id)
+    print(f"cycle {cycle_id} is queued")
+
+
+@cycles.command("cancel")
+def cycles_cancel(
+    cycle_id: str,
+    reason: Reason = "cancelled by its operator",
+    data_dir: DataDir = None,
+    config: ConfigFile = None,
+) -> None:
+    """End a cycle for good; a running one stops within seconds."""
+    with _store(_settings(config, data_dir)) as store:
+        store.cancel_cycle(cycle_id, reason)
+    print(f"cycle {cycle_id} is cancelled")
+
+
 @users.command("erase")
 def users_erase(
     user: Annotated[str, typer.Argument(help="the `user` of requests and feedback")],

@@ -327,6 +327,22 @@ class ImproverSettings(Section):
 
     server_url: str | None = Field(None, description="unset: the server of these settings")
     schedule: str | None = Field("0 3 * * *", description="cron of the nightly cycle; unset: none")
+    after_feedback: int | None = Field(
+        200,
+        ge=1,
+        description="a cycle also begins when people have said so much since the last one; "
+        "unset: not for that",
+    )
+    after_failures: int | None = Field(
+        None, ge=1, description="the same for requests whose every attempt failed"
+    )
+    after_accepted: int | None = Field(None, ge=1, description="the same for accepted answers")
+    idle_minutes: float | None = Field(
+        None,
+        gt=0,
+        description="cycles begin, and training goes on, only when the engine has served nobody "
+        "for so long; unset: at any time",
+    )
     recipe: str = Field(
         "ilf", description="ilf, gift4code, inverse_instruct, or all: each that has enough data"
     )

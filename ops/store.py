@@ -40,6 +40,7 @@ from ops.records import (
     FeedbackSource,
     Heartbeat,
     Interaction,
+    Metric,
     Source,
     SwapReceipt,
     Tainted,
@@ -48,6 +49,8 @@ from ops.records import (
 )
 
 R = TypeVar("R")
+LAST_STAGE = "release"
+"""The stage of a running cycle that is not interrupted: its adapter is on the way into service."""
 
 
 class UtcTime(sa.types.TypeDecorator[datetime]):
@@ -716,6 +719,54 @@ class Store:
             raise Conflict(f"cycle {cycle_id} is {cycle.state}")
         return cycle
 
+    def pause_cycle(self, cycle_id: str) -> Cycle:
+        """Hold a cycle back: whoever runs it stops within seconds, and it can be resumed.
+
+        Raises:
+            NotFound: there is none of that id.
+            Conflict: it has ended, is paused already, or is being released.
+        """
+        return self._halt_cycle(cycle_id, (CycleState.QUEUED,), CycleState.PAUSED)
+
+    def cancel_cycle(self, cycle_id: str, reason: str) -> Cycle:
+        """End a cycle for good: whoever runs it stops within seconds.
+
+        Raises:
+            NotFound: there is none of that id.
+            Conflict: it has ended, or is being released.
+        """
+        allowed = (CycleState.QUEUED, CycleState.PAUSED)
+        return self._halt_cycle(
+            cycle_id, allowed, CycleState.CANCELLED, error=reason, finished_at=now()
+        )
+
+    def resume_cycle(self, cycle_id: str) -> Cycle:
+        """Queue a paused or failed cycle; it goes on where it was.
+
+        Raises:
+            NotFound: there is none of that id.
+            Conflict: it is neither.
+        """
+        allowed = (CycleState.PAUSED, CycleState.FAILED)
+        return self.move_cycle(cycle_id, allowed, CycleState.QUEUED, error=None, finished_at=None)
+
+    def _halt_cycle(
+        self, cycle_id: str, allowed: Collection[CycleState], state: CycleState, **changes: Any
+    ) -> Cycle:
+        """Move a cycle that waits or runs, but not one that is half way into service."""
+        running = sa.and_(cycles.c.state == CycleState.RUNNING, cycles.c.stage != LAST_STAGE)
+        where = sa.or_(cycles.c.state.in_(list(allowed)), running)
+        with self._write() as connection:
+            statement = sa.update(cycles).where(cycles.c.id == cycle_id, where)
+            changed = connection.execute(statement.values(state=state, **changes))
+            moved = changed.rowcount == 1
+        cycle = self.cycle(cycle_id)
+        if not moved and cycle.state is CycleState.RUNNING:
+            raise Conflict(f"cycle {cycle_id} is being released; `rollback` takes that back")
+        if not moved:
+            raise Conflict(f"cycle {cycle_id} is {cycle.state}")
+        return cycle
+
     def cycle(self, cycle_id: str) -> Cycle:
         """Return one cycle.
 
@@ -741,6 +792,35 @@ class Store:
         )
         with self._read() as connection:
             return {(row[0], row[1]): row[2] for row in connection.execute(query)}
+
+    def count_new(self, since: datetime | None) -> dict[str, int]:
+        """Return how much there is to learn since a moment: feedback, failures, accepted.
+
+        Counts what came through the API: feedback of people, served requests whose every attempt
+        failed, and answers that were accepted. What is imported is for `improve` to ask for.
+        """
+        after = datetime.fromtimestamp(0, UTC) if since is None else since
+        said = (
+            sa.select(sa.func.count())
+            .select_from(feedback.outerjoin(interactions))
+            .where(
+                feedback.c.created_at > after,
+                feedback.c.source == FeedbackSource.HUMAN,
+                # Of an episode no single interaction is known.
+                sa.or_(interactions.c.id.is_(None), interactions.c.source == Source.SERVED),
+            )
+        )
+        failed = sa.select(sa.func.count()).where(
+            interactions.c.created_at > after,
+            interactions.c.source == Source.SERVED,
+            interactions.c.verified.is_(False),
+        )
+        accepted = said.where(
+            feedback.c.metric == Metric.ACCEPTED, sa.cast(feedback.c.value, sa.Text) == "true"
+        )
+        queries = {"feedback": said, "failures": failed, "accepted": accepted}
+        with self._read() as connection:
+            return {name: connection.execute(q).scalar_one() for name, q in queries.items()}
 
     def add_event(self, event: CycleEvent) -> None:
         """Write a line of a cycle's log."""

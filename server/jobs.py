@@ -3,13 +3,14 @@
 A job that is created here is a queued cycle: the improver (`journeyman up` runs one) takes it when
 it is free. It learns from the record, so `training_file` is always `record`. `succeeded` means that
 the cycle ran to its end; whether its adapter was promoted is told by `/v1/evals`, because a
-rejected candidate is no failed job. Only what no improver has taken yet can be cancelled or paused.
+rejected candidate is no failed job. A running one that is paused or cancelled stops within seconds;
+only while its adapter goes into service (the last stage) it is left to end.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from functools import partial
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -172,40 +173,25 @@ def _training(settings: ImproverSettings, wanted: SupervisedIn | None, seed: int
 
 @router.post("/{job_id}/cancel", responses=errors(404, 409, 503))
 async def cancel_job(request: Request, job_id: str) -> dict[str, Any]:
-    """Cancel a cycle that no improver has taken yet."""
-    return await _move(
-        request,
-        job_id,
-        (CycleState.QUEUED, CycleState.PAUSED),
-        CycleState.CANCELLED,
-        finished_at=now(),
-        error="cancelled by request",
-    )
+    """End a cycle for good, also one that runs."""
+    store = current(request).store
+    return await _move(request, partial(store.cancel_cycle, _bare(job_id), "cancelled by request"))
 
 
 @router.post("/{job_id}/pause", responses=errors(404, 409, 503))
 async def pause_job(request: Request, job_id: str) -> dict[str, Any]:
-    """Hold back a cycle that no improver has taken yet."""
-    return await _move(request, job_id, (CycleState.QUEUED,), CycleState.PAUSED)
+    """Hold a cycle back, also one that runs; it goes on where it was when it is resumed."""
+    return await _move(request, partial(current(request).store.pause_cycle, _bare(job_id)))
 
 
 @router.post("/{job_id}/resume", responses=errors(404, 409, 503))
 async def resume_job(request: Request, job_id: str) -> dict[str, Any]:
     """Queue a paused cycle again, or a failed one, which goes on where it failed."""
-    allowed = (CycleState.PAUSED, CycleState.FAILED)
-    changes = {"error": None, "finished_at": None}
-    return await _move(request, job_id, allowed, CycleState.QUEUED, **changes)
+    return await _move(request, partial(current(request).store.resume_cycle, _bare(job_id)))
 
 
-async def _move(
-    request: Request,
-    job_id: str,
-    allowed: Collection[CycleState],
-    to: CycleState,
-    **changes: Any,
-) -> Json:
+async def _move(request: Request, move: Callable[[], Cycle]) -> Json:
     state = current(request)
-    move = partial(state.store.move_cycle, _bare(job_id), allowed, to, **changes)
     try:
         return _job(state, await state.recorder.write(move))
     except NotFound as error:

@@ -7,18 +7,21 @@ import json
 import re
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from improver import cookbook, importer, report
+from improver import cookbook, importer, orders, report
 from improver.benchmarks.builtin import Builtin
 from improver.cycle import CycleRun, Means, Plan, start
-from improver.errors import CycleError
+from improver.errors import CycleError, TrainingError
 from improver.policy import Policy
 from improver.types import Origin, Phase, Row, TrainJob, read_lines, to_json
+from ops.errors import Conflict
 from ops.models import Model
 from ops.records import AdapterState, Alias, Cycle, CycleState, Feedback, Metric, Source
 from ops.registry import Registry
@@ -123,9 +126,10 @@ class World:
         where = self.directory / "cycles"
         return start(self.store, plan, where, trigger="test", state=CycleState.RUNNING)
 
-    async def run(self, cycle: Cycle, show: QuietShow | None = None) -> Cycle:
+    @asynccontextmanager
+    async def means(self, show: QuietShow, train: Any = fake_train) -> AsyncIterator[Means]:
         async with Policy(self.server.url, patience_s=5.0) as policy:
-            means = Means(
+            yield Means(
                 store=self.store,
                 registry=self.registry,
                 policy=policy,
@@ -134,9 +138,14 @@ class World:
                     name=BASE, directory=self.directory, sha256="5a" * 32, origin="test"
                 ),
                 environment={},
-                show=show or QuietShow(),
-                train=fake_train,
+                show=show,
+                train=train,
             )
+
+    async def run(
+        self, cycle: Cycle, show: QuietShow | None = None, train: Any = fake_train
+    ) -> Cycle:
+        async with self.means(show or QuietShow(), train) as means:
             return await CycleRun(self.store.cycle(cycle.id), means).run()
 
     def answer(self, body: dict[str, Any], index: int) -> str:
@@ -369,6 +378,115 @@ async def test_a_broken_sandbox_labels_nothing(world: World) -> None:
     assert ended.state is CycleState.SKIPPED
     assert "sandbox error" in str(ended.error)
     assert all(row.kept is False for row in world.store.dataset(cycle.id))
+
+
+class Orders(QuietShow):
+    """Gives an order when a stage begins, and leaves the time to heed it."""
+
+    def __init__(self, at: str, order: Callable[[], object]) -> None:
+        super().__init__()
+        self._at, self._order = at, order
+
+    def stage(self, name: str, words: str) -> None:
+        super().stage(name, words)
+        if name == self._at:
+            self._order()
+
+
+@pytest.mark.parametrize("stage", ["collect", "build", "train", "evaluate"])
+async def test_a_paused_cycle_stops_and_goes_on_where_it_was(world: World, stage: str) -> None:
+    cycle = world.start()
+    show = Orders(stage, lambda: world.store.pause_cycle(cycle.id))
+    paused = await world.run(cycle, show)
+    assert paused.state is CycleState.PAUSED
+    assert paused.finished_at is None
+    assert world.registry.at(Alias.CANDIDATE) is None
+    # A short stage is done before its end is looked for: then the next does not begin.
+    assert show.stages[-1] == stage
+    assert f"stopped at stage {stage}, it is paused now" in world.store.events(cycle.id)[-1].message
+    asked = len(world.server.bodies)
+    world.store.resume_cycle(cycle.id)
+    again = QuietShow()
+    ended = await world.run(cycle, again)
+    assert ended.state is CycleState.SUCCEEDED, ended.error
+    assert not set(again.stages) & set(show.stages[:-1])
+    if stage in ("train", "evaluate"):
+        assert not any("### Feedback" in str(body) for body in world.server.bodies[asked:])
+    assert [adapter.version for adapter in world.store.adapters()] == [1]
+
+
+async def test_a_pause_stops_the_training_in_the_middle(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(orders, "LOOK_S", 0.01)
+    cycle, stopped = world.start(), 0
+
+    async def endless(*arguments: object, **options: object) -> dict[str, Any]:
+        nonlocal stopped
+        world.store.pause_cycle(cycle.id)
+        try:
+            async with asyncio.timeout(5):
+                await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            stopped += 1
+            raise
+        return {}
+
+    assert (await world.run(cycle, train=endless)).state is CycleState.PAUSED
+    assert stopped == 1
+    # `--resume` takes up a paused cycle as well.
+    assert (await world.run(cycle)).state is CycleState.SUCCEEDED
+
+
+async def test_a_cancelled_cycle_ends_with_its_reason(world: World) -> None:
+    cycle = world.start()
+    show = Orders("evaluate", lambda: world.store.cancel_cycle(cycle.id, "wrong tables"))
+    ended = await world.run(cycle, show)
+    assert (ended.state, ended.error) == (CycleState.CANCELLED, "wrong tables")
+    assert ended.finished_at is not None
+    assert "train" in ended.report
+    assert world.registry.at(Alias.CANDIDATE) is None
+    assert "wrong tables" in world.store.events(cycle.id)[-1].message
+    with pytest.raises(CycleError, match="is cancelled"):
+        await world.run(cycle)
+    with pytest.raises(Conflict):
+        world.store.resume_cycle(cycle.id)
+
+
+async def test_a_cycle_that_was_cancelled_while_it_failed_stays_cancelled(world: World) -> None:
+    cycle = world.start()
+
+    async def fails(*arguments: object, **options: object) -> dict[str, Any]:
+        world.store.cancel_cycle(cycle.id, "enough")
+        raise TrainingError("no memory")
+
+    ended = await world.run(cycle, train=fails)
+    assert (ended.state, ended.error) == (CycleState.CANCELLED, "enough")
+
+
+async def test_a_release_is_not_interrupted(world: World) -> None:
+    cycle = world.start()
+    refused: list[str] = []
+
+    def order() -> None:
+        for give in (world.store.pause_cycle, partial(world.store.cancel_cycle, reason="no")):
+            with pytest.raises(Conflict, match="being released") as error:
+                give(cycle.id)
+            refused.append(str(error.value))
+
+    ended = await world.run(cycle, Orders("release", order))
+    assert ended.state is CycleState.SUCCEEDED
+    assert len(refused) == 2
+
+
+async def test_a_cycle_that_is_paused_before_it_begins_does_not(world: World) -> None:
+    cycle = world.start()
+    show = QuietShow()
+    async with world.means(show) as means:
+        run = CycleRun(cycle, means)
+        world.store.pause_cycle(cycle.id)
+        assert (await run.run()).state is CycleState.PAUSED
+    assert show.stages == []
 
 
 async def test_a_failed_cycle_keeps_its_error_and_can_be_resumed(world: World) -> None:

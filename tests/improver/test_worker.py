@@ -3,28 +3,37 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
 
-from improver import lease, worker
+from improver import idle, lease, worker
 from improver.cycle import Plan, start
 from improver.errors import CycleError
+from improver.idle import Idle
 from improver.worker import Worker
 from ops.errors import SettingsError
-from ops.records import Cycle, CycleState
+from ops.records import Cycle, CycleState, Heartbeat, now
 from ops.settings import ImproverSettings, Settings
-from ops.store import Store, leases
+from ops.store import Recording, Store, leases
 from sandbox.errors import SandboxUnavailable
+from tests.improver.test_idle import metrics
+from tests.ops import records
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(worker, "LOOK_S", 0.02)
     monkeypatch.setattr(worker, "BEAT_S", 0.02)
+    monkeypatch.setattr(worker, "COUNT_S", 0.02)
+    monkeypatch.setattr(idle, "LOOK_S", 0.02)
 
 
 @pytest.fixture
@@ -134,12 +143,117 @@ async def test_a_cycle_that_cannot_be_run_fails_once(store: Store, settings: Set
     assert store.cycle(cycle.id).error == "SandboxUnavailable: no isolation here"
 
 
-async def test_the_schedule_queues_a_cycle(store: Store, settings: Settings) -> None:
-    daemon = Worker(settings, store, Runner(store))
-    await daemon._queue()
+class Clock:
+    """Falls due once, ten minutes ago."""
+
+    def __init__(self) -> None:
+        self.at = now() - timedelta(minutes=10)
+
+    def get_next_fire_time(self, previous: datetime | None, at: datetime) -> datetime | None:
+        return self.at if at <= self.at else None
+
+
+def beat(store: Store, ago: timedelta) -> None:
+    beaten = Heartbeat(process=worker.PROCESS, at=now() - ago, pid=1, host="h", state={})
+    store.beat(beaten)
+
+
+async def test_the_clock_queues_one_cycle_for_all_improvers(
+    store: Store, settings: Settings
+) -> None:
+    trigger: Any = Clock()
+    for _ in range(2):  # two improvers, each with a clock of its own
+        await Worker(settings, store, Runner(store))._on_the_clock(trigger)
     [cycle] = store.cycles()
     assert cycle.trigger == "schedule"
     assert cycle.state is CycleState.QUEUED
+    assert [event.message for event in store.events(cycle.id)] == ["queued: the clock"]
+    # It has ended before the other's clock strikes.
+    store.update_cycle(cycle.id, state=CycleState.SKIPPED)
+    await Worker(settings, store, Runner(store))._on_the_clock(trigger)
+    assert len(store.cycles()) == 1
+
+
+async def test_what_was_missed_is_made_up_for_once(store: Store, settings: Settings) -> None:
+    trigger: Any = Clock()
+    daemon = Worker(settings, store, Runner(store))
+    await daemon._catch_up(trigger)
+    assert store.cycles() == []  # never up before: nothing was missed
+    beat(store, timedelta(minutes=5))
+    await daemon._catch_up(trigger)
+    assert store.cycles() == []  # it was up when the clock struck
+    beat(store, timedelta(days=1))
+    await daemon._catch_up(trigger)
+    await daemon._catch_up(trigger)
+    assert len(store.cycles(state=CycleState.QUEUED)) == 1
+
+
+async def test_enough_feedback_begins_a_cycle(store: Store, tmp_path: Path) -> None:
+    told = Settings(data_dir=tmp_path, improver=ImproverSettings(schedule=None, after_feedback=2))
+    interaction = records.interaction()
+    store.add([Recording(interaction=interaction)])
+    store.put_feedback([records.comment(interaction), records.comment(interaction, identifier="2")])
+    runner = Runner(store)
+    async with running(Worker(told, store, runner)):
+        await until(lambda: store.cycles(state=CycleState.SUCCEEDED))
+        await asyncio.sleep(0.1)  # counted again meanwhile: nothing new
+    [cycle] = store.cycles()
+    assert cycle.trigger == "threshold"
+    assert [event.message for event in store.events(cycle.id)] == ["queued: 2 new feedback"]
+
+
+async def test_a_cycle_waits_for_an_idle_window(store: Store, settings: Settings) -> None:
+    queue(store, settings)
+    waiting = 1
+
+    async def look() -> str:
+        return metrics(waiting=waiting)
+
+    runner = Runner(store)
+    async with running(Worker(settings, store, runner, Idle(look, 0.05))):
+        await asyncio.sleep(0.2)
+        assert runner.ran == []
+        waiting = 0
+        await until(lambda: runner.ran)
+
+
+async def test_a_cycle_that_was_paused_is_left_alone_until_it_is_resumed(
+    store: Store, settings: Settings
+) -> None:
+    cycle = queue(store, settings)
+    ran = 0
+
+    async def run(found: Cycle) -> Cycle:
+        nonlocal ran
+        ran += 1
+        store.move_cycle(found.id, (found.state,), CycleState.RUNNING)
+        if ran == 1:
+            return store.pause_cycle(found.id)
+        return store.update_cycle(found.id, state=CycleState.SUCCEEDED, finished_at=now())
+
+    daemon = Worker(settings, store, run)
+    async with running(daemon):
+        await until(lambda: store.cycle(cycle.id).state is CycleState.PAUSED)
+        await asyncio.sleep(0.1)
+        assert ran == 1
+        assert daemon.gauges()["finished"] == 0
+        store.resume_cycle(cycle.id)
+        await until(lambda: daemon.gauges()["finished"] == 1)
+    assert store.cycle(cycle.id).state is CycleState.SUCCEEDED
+
+
+async def test_what_its_user_cancelled_does_not_fail(store: Store, settings: Settings) -> None:
+    cycle = queue(store, settings)
+
+    async def cannot(found: Cycle) -> Cycle:
+        store.cancel_cycle(found.id, "enough of it")
+        raise SandboxUnavailable("no isolation here")
+
+    daemon = Worker(settings, store, cannot)
+    async with running(daemon):
+        await until(lambda: daemon.gauges()["finished"] == 1)
+    ended = store.cycle(cycle.id)
+    assert (ended.state, ended.error) == (CycleState.CANCELLED, "enough of it")
 
 
 async def test_a_malformed_schedule_is_refused(store: Store, tmp_path: Path) -> None:
@@ -176,3 +290,73 @@ async def test_a_lost_lease_stops_the_work(store: Store) -> None:
 
     with pytest.raises(CycleError, match="lost"):
         await work()
+
+
+async def test_after_a_lost_lease_the_task_is_whole_again(store: Store) -> None:
+    async def work() -> None:
+        async with lease.held(store, ttl_s=0.2):
+            with store._write() as connection:
+                connection.execute(sa.update(leases).values(holder="thief"))
+            await asyncio.sleep(5)
+
+    with pytest.raises(CycleError, match="lost"):
+        await work()
+    task = asyncio.current_task()
+    assert task is not None
+    assert task.cancelling() == 0
+    with pytest.raises(TimeoutError):  # not a cancellation
+        async with asyncio.timeout(0.01):
+            await asyncio.sleep(5)
+
+
+async def test_a_stop_while_the_lease_is_lost_is_a_stop(store: Store) -> None:
+    async def work() -> None:
+        async with lease.held(store, ttl_s=0.2):
+            with store._write() as connection:
+                connection.execute(sa.update(leases).values(holder="thief"))
+            try:
+                await asyncio.sleep(5)
+            finally:
+                await asyncio.sleep(0.05)  # the stop comes while it winds up
+
+    task = asyncio.ensure_future(work())
+    await until(task.cancelling)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+HOLDER = """
+import asyncio, sys
+from improver import lease
+from ops.store import Store
+
+async def hold() -> None:
+    async with lease.held(Store.open(sys.argv[1]), ttl_s=1.0):
+        print("held", flush=True)
+        await asyncio.sleep(60)
+
+asyncio.run(hold())
+"""
+
+
+async def test_a_killed_process_is_taken_over_from(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'journeyman.db'}"
+    store = Store.open(url)
+    told = Settings(data_dir=tmp_path, improver=ImproverSettings(schedule=None))
+    cycle = queue(store, told, CycleState.RUNNING)
+    holder = subprocess.Popen([sys.executable, "-c", HOLDER, url], stdout=subprocess.PIPE)
+    runner = Runner(store)
+    try:
+        assert holder.stdout is not None
+        assert await asyncio.to_thread(holder.stdout.readline) == b"held\n"
+        async with running(Worker(told, store, runner)):
+            await asyncio.sleep(1.5)  # longer than its time to live: it is renewed
+            assert runner.ran == []
+            holder.kill()
+            await until(lambda: store.cycle(cycle.id).state is CycleState.SUCCEEDED)
+    finally:
+        holder.kill()
+        holder.communicate()
+        store.close()
+    assert runner.ran == [cycle.id]

@@ -17,8 +17,8 @@ from typer.testing import CliRunner, Result
 
 from ops import cli, doctor, processes, services, swaps
 from ops.doctor import Check
-from ops.errors import RegistryError
-from ops.records import Adapter, Alias, Heartbeat, Metric, SwapReceipt, new_id, now
+from ops.errors import Conflict, NotFound, RegistryError
+from ops.records import Adapter, Alias, CycleState, Heartbeat, Metric, SwapReceipt, new_id, now
 from ops.registry import Registry
 from ops.store import Recording, Store
 from tests.ops import records
@@ -275,6 +275,23 @@ def test_cycles_are_listed_and_shown(run: Run, store: Store) -> None:
     assert shown["cycle"]["report"] == {"rows": 3}
     assert shown["rows_dropped"] == {}
     assert '"rows": 3' in run("cycles", "show", cycle.id).stdout
+
+
+def test_a_cycle_is_paused_resumed_and_cancelled(run: Run, store: Store) -> None:
+    cycle = records.cycle(state=CycleState.RUNNING)
+    store.add_cycle(cycle)
+    assert "cycles resume" in run("cycles", "pause", cycle.id).stdout
+    assert store.cycle(cycle.id).state is CycleState.PAUSED
+    assert run("cycles", "resume", cycle.id).exit_code == 0
+    assert store.cycle(cycle.id).state is CycleState.QUEUED
+    assert run("cycles", "cancel", cycle.id, "--reason", "wrong tables").exit_code == 0
+    ended = store.cycle(cycle.id)
+    assert (ended.state, ended.error) == (CycleState.CANCELLED, "wrong tables")
+    for verb in ("pause", "resume", "cancel"):
+        with pytest.raises(Conflict, match="is cancelled"):
+            run("cycles", verb, cycle.id)
+        with pytest.raises(NotFound, match="no cycle x"):
+            run("cycles", verb, "x")
 
 
 # --- what runs ------------------------------------------------------------------------------

@@ -93,7 +93,7 @@ def test_a_job_is_a_queued_cycle_that_the_improver_understands(server: Running) 
     assert set(RECIPES) == {*cookbook.names("all"), "all"}
 
 
-def test_a_job_is_paused_resumed_and_cancelled_until_it_is_taken(server: Running) -> None:
+def test_a_job_is_paused_resumed_and_cancelled_before_it_is_taken(server: Running) -> None:
     jobs = server.openai.fine_tuning.jobs
     job = jobs.create(model="fake-base", training_file="record")
     assert jobs.pause(job.id).status == "paused"
@@ -107,14 +107,34 @@ def test_a_job_is_paused_resumed_and_cancelled_until_it_is_taken(server: Running
             verb(job.id)
         with pytest.raises(openai.NotFoundError):
             verb("ftjob-none")
-    running = records.cycle(state=CycleState.RUNNING)
-    server.store.add_cycle(running)
-    with pytest.raises(openai.ConflictError):
-        jobs.cancel(f"ftjob-{running.id}")
-    assert server.store.cycle(running.id) == running
     failed = records.cycle(state=CycleState.FAILED, error="boom", finished_at=now())
     server.store.add_cycle(failed)
     assert jobs.resume(f"ftjob-{failed.id}").error is None
+
+
+def test_a_running_job_is_paused_resumed_and_cancelled(server: Running) -> None:
+    jobs = server.openai.fine_tuning.jobs
+    running = records.cycle(state=CycleState.RUNNING, stage="train")
+    server.store.add_cycle(running)
+    job_id = f"ftjob-{running.id}"
+    assert jobs.pause(job_id).status == "paused"
+    assert jobs.resume(job_id).status == "queued"
+    server.store.update_cycle(running.id, state=CycleState.RUNNING)
+    cancelled = jobs.cancel(job_id)
+    assert cancelled.status == "cancelled"
+    assert cancelled.finished_at is not None
+    assert cancelled.error is not None
+    assert cancelled.error.message == "cancelled by request"
+
+
+def test_a_job_whose_adapter_goes_into_service_is_left_to_end(server: Running) -> None:
+    jobs = server.openai.fine_tuning.jobs
+    releasing = records.cycle(state=CycleState.RUNNING, stage="release")
+    server.store.add_cycle(releasing)
+    for verb in (jobs.cancel, jobs.pause):
+        with pytest.raises(openai.ConflictError, match="being released"):
+            verb(f"ftjob-{releasing.id}")
+    assert server.store.cycle(releasing.id) == releasing
 
 
 def test_a_wrong_job_is_refused_and_names_the_field(server: Running) -> None:
