@@ -30,8 +30,8 @@ from ops.records import AdapterState, CycleState, Erasure, Json, Tainted, new_id
 from ops.registry import Registry
 from ops.store import Store
 
-LEASE = "improver"
-"""The lease under which cycles run: while this holds it, no cycle does."""
+LEASE, IMPROVER = "erasure", "improver"
+"""One erasure at a time touches files; the second lease is the one under which cycles run."""
 LEASE_S = 60.0
 ALL_CYCLES = 1_000_000
 _WORDS = re.compile(rb"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}|[A-Za-z0-9_-]+")
@@ -80,6 +80,8 @@ class Eraser:
     ) -> Erased:
         """Erase what is a user's. What they ask from now on is recorded again.
 
+        Erasures that are still open, of whomever, are gone on with first.
+
         Args:
             user: the name under which requests and feedback were sent.
             actor: who asked for it.
@@ -91,8 +93,9 @@ class Eraser:
             ErasureError: the name is in several tenants and none was given.
         """
         earlier = [e for e in self._of(user) if tenant in (None, e.tenant)]
-        open_ = [e for e in earlier if e.finished_at is None]
-        ended = [] if dry_run else [self._finish(erasure) for erasure in open_]
+        open_ = [e for e in self._store.erasures() if e.finished_at is None]
+        ended = [] if dry_run else [self._finish(erasure) for erasure in reversed(open_)]
+        ended = [e for e in ended if e.id in {known.id for known in earlier}]
         tenant = tenant if tenant is not None else self._only_tenant(user)
         draft = Erasure(
             id=new_id(),
@@ -168,37 +171,50 @@ class Eraser:
     def _finish(self, erasure: Erasure) -> Erasure:
         """Do what is left of an erasure that is in the record."""
         self._withdraw(erasure)
-        counts = dict(erasure.counts)
-        holder = f"erasure:{erasure.id}"
-        alone = self._alone(holder)
+        holder = f"erasure:{os.getpid()}:{new_id()}"
+        if not self._hold(LEASE, holder):
+            return erasure  # another process is at this, or was until it was killed
+        try:
+            # While this holds it, no cycle runs.
+            alone = self._hold(IMPROVER, holder)
+            counts = self._sweep(erasure, holder, alone=alone)
+            marked = self._store.erase_late_rows(erasure.id)
+            self._withdraw(erasure)
+            return self._end(erasure, counts, marked, finished=alone)
+        finally:
+            for name in (IMPROVER, LEASE):
+                self._store.drop_lease(name, holder)
+
+    def _sweep(self, erasure: Erasure, holder: str, *, alone: bool) -> dict[str, int]:
+        """Take the user out of all files, but for those of cycles that may be at work."""
         at_rest = {CycleState.SUCCEEDED, CycleState.SKIPPED, CycleState.FAILED}
         known = self._store.cycles(limit=ALL_CYCLES)
         in_hand = {cycle.id for cycle in known if cycle.state not in at_rest}
-        ids = _ids(erasure)
-        try:
-            for directory in self._directories():
-                if alone:
-                    self._store.take_lease(LEASE, holder, LEASE_S)
-                elif directory.name in in_hand:
-                    continue
-                counts["file_lines"] = counts.get("file_lines", 0) + _sweep(directory, ids)
-                self._store.update_erasure(erasure.id, counts=counts)
-            for path in _within(self._evaluations_dir, "*"):
-                if _hits(path, ids):
-                    path.unlink()
-                    counts["evaluations"] = counts.get("evaluations", 0) + 1
-            marked = self._store.erase_late_rows(erasure.id)
-        finally:
+        counts, ids = dict(erasure.counts), _ids(erasure)
+        for directory in self._directories():
+            self._store.take_lease(LEASE, holder, LEASE_S)
             if alone:
-                self._store.drop_lease(LEASE, holder)
-        self._withdraw(erasure)
+                self._store.take_lease(IMPROVER, holder, LEASE_S)
+            elif directory.name in in_hand:
+                continue
+            counts["file_lines"] = counts.get("file_lines", 0) + _sweep(directory, ids)
+            self._store.update_erasure(erasure.id, counts=counts)
+        for path in _within(self._evaluations_dir, "*"):
+            if _hits(path, ids):
+                path.unlink()
+                counts["evaluations"] = counts.get("evaluations", 0) + 1
+        return counts
+
+    def _end(
+        self, erasure: Erasure, counts: dict[str, int], marked: Collection[int], *, finished: bool
+    ) -> Erasure:
         self._store.truncate_log()
         ended = replace(
             erasure,
             counts=counts,
             adapters=self._became(marked),
-            finished_at=now() if alone else None,
-            traces={} if alone else erasure.traces,
+            finished_at=now() if finished else None,
+            traces={} if finished else erasure.traces,
         )
         self._store.update_erasure(
             ended.id,
@@ -209,10 +225,10 @@ class Eraser:
         )
         return ended
 
-    def _alone(self, holder: str) -> bool:
-        """Keep cycles from starting; False where an improver is at work."""
+    def _hold(self, name: str, holder: str) -> bool:
+        """Take a lease; False where somebody else has it."""
         try:
-            self._store.take_lease(LEASE, holder, LEASE_S)
+            self._store.take_lease(name, holder, LEASE_S)
         except Conflict:
             return False
         return True

@@ -123,7 +123,7 @@ def adapters_text(rows: Sequence[Json]) -> None:
         (
             [
                 row["name"],
-                row["state"],
+                f"{row['state']}, tainted" if row["tainted_by"] else row["state"],
                 ", ".join(row["aliases"]),
                 _time(row["created_at"]),
                 row["recipe"],
@@ -310,7 +310,8 @@ def erasure_text(report: Json) -> None:
     _print(f"certificate {report['id']}, by {report['actor']} at {report['created_at']}")
     if report["finished_at"] is None:
         _print(
-            "not finished: an improvement cycle is running; repeat the command when it has ended"
+            "not finished: an improvement cycle, or another erasure, is at work; "
+            "repeat the command when it has ended"
         )
 
 
