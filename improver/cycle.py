@@ -170,6 +170,15 @@ def fail(store: Store, cycle: Cycle, error: Exception) -> Cycle:
         return store.cycle(cycle.id)
 
 
+def abandoned(store: Store, registry: Registry) -> bool:
+    """Whether a candidate is loaded whose cycle was halted while nobody ran it."""
+    candidate = registry.at(Alias.CANDIDATE)
+    if candidate is None or candidate.cycle_id is None:
+        return False
+    halted = (CycleState.PAUSED, CycleState.CANCELLED)
+    return store.cycle(candidate.cycle_id).state in halted
+
+
 def note(
     store: Store, cycle_id: str, message: str, *, level: str = "info", data: Json | None = None
 ) -> None:

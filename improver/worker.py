@@ -20,11 +20,12 @@ from apscheduler.schedulers.asyncio import AsyncIOScheduler
 from apscheduler.triggers.cron import CronTrigger
 
 from improver import lease, schedule
-from improver.cycle import Plan, fail, note
+from improver.cycle import Plan, abandoned, fail, note
 from improver.errors import CycleError, ImproverError
 from improver.idle import Idle
 from ops.errors import ModelError, OpsError, SettingsError, StoreError
 from ops.records import Cycle, CycleState, Heartbeat, now
+from ops.registry import Registry
 from ops.settings import Settings
 from ops.store import Store
 from sandbox.errors import SandboxError
@@ -61,6 +62,7 @@ class Worker:
     ) -> None:
         self._settings = settings
         self._idle = idle
+        self._registry = Registry(store, settings.adapters_dir)
         self._store = store
         self._run_cycle = run_cycle
         self._stopping = asyncio.Event()
@@ -168,7 +170,7 @@ class Worker:
         while True:
             try:
                 free = self._idle is None or self._idle.open
-                if free and await asyncio.to_thread(self._waiting) is not None:
+                if free and await asyncio.to_thread(self._anything_to_do):
                     await self._run_one()
             except (ImproverError, OpsError, SandboxError) as error:  # the loop's edge
                 logger.warning("no cycle now: %s", error, extra={"action": "cycle_refused"})
@@ -178,6 +180,8 @@ class Worker:
         """Run the oldest waiting cycle, unless another improver is at work."""
         try:
             async with lease.held(self._store, wait_s=0):
+                if await asyncio.to_thread(abandoned, self._store, self._registry):
+                    await asyncio.to_thread(self._registry.nominate, None)
                 cycle = await asyncio.to_thread(self._waiting)
                 if cycle is None:
                     return
@@ -198,6 +202,9 @@ class Worker:
             logger.debug("%s", error, extra={"action": "cycle_busy"})
         finally:
             self._state.cycle_id = None
+
+    def _anything_to_do(self) -> bool:
+        return self._waiting() is not None or abandoned(self._store, self._registry)
 
     def _waiting(self) -> Cycle | None:
         """The oldest cycle that was left behind, else the oldest that is queued."""

@@ -15,12 +15,13 @@ import pytest
 import sqlalchemy as sa
 
 from improver import idle, lease, worker
-from improver.cycle import Plan, start
+from improver.cycle import Plan, abandoned, start
 from improver.errors import CycleError
 from improver.idle import Idle
 from improver.worker import Worker
 from ops.errors import SettingsError
-from ops.records import Cycle, CycleState, Heartbeat, now
+from ops.records import Alias, Cycle, CycleState, Heartbeat, now
+from ops.registry import Registry
 from ops.settings import ImproverSettings, Settings
 from ops.store import Recording, Store, leases
 from sandbox.errors import SandboxUnavailable
@@ -240,6 +241,34 @@ async def test_a_cycle_that_was_paused_is_left_alone_until_it_is_resumed(
         store.resume_cycle(cycle.id)
         await until(lambda: daemon.gauges()["finished"] == 1)
     assert store.cycle(cycle.id).state is CycleState.SUCCEEDED
+
+
+async def test_the_candidate_of_a_cycle_that_was_halted_while_nobody_ran_it_is_taken_back(
+    store: Store, settings: Settings
+) -> None:
+    registry = Registry(store, settings.adapters_dir)
+    cycle = queue(store, settings, CycleState.RUNNING)  # its improver was killed
+
+    def write(draft: Path) -> None:
+        (draft / "adapter_model.safetensors").write_text("a")
+
+    adapter = registry.add(
+        write,
+        base_model="base",
+        base_sha256="00",
+        rank=8,
+        recipe="ilf",
+        cycle_id=cycle.id,
+        lineage={},
+        actor="test",
+    )
+    registry.nominate(adapter.version)
+    assert not abandoned(store, registry)  # the cycle would go on with it
+    store.cancel_cycle(cycle.id, "enough")
+    runner = Runner(store)
+    async with running(Worker(settings, store, runner)):
+        await until(lambda: registry.at(Alias.CANDIDATE) is None)
+    assert runner.ran == []
 
 
 async def test_what_its_user_cancelled_does_not_fail(store: Store, settings: Settings) -> None:
