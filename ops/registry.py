@@ -183,6 +183,7 @@ class Registry:
     def examined(self, version: int, *, actor: str, reason: str, evidence: Json) -> None:
         """Record that the gate has its numbers."""
         adapter = self.get(version)
+        self._require_clean(adapter)
         self._require(adapter, _STEPS[AdapterState.EXAMINED], "examined")
         self._store.transition(
             [_transition(adapter, adapter.state, AdapterState.EXAMINED, actor, reason, evidence)]
@@ -212,8 +213,8 @@ class Registry:
         self, version: int, state: AdapterState, actor: str, reason: str, evidence: Json | None
     ) -> None:
         adapter = self.get(version)
-        self._require(adapter, _STEPS[state], f"made {state}")
         self._require_clean(adapter)
+        self._require(adapter, _STEPS[state], f"made {state}")
         self.verify(adapter)
         change = _transition(adapter, adapter.state, state, actor, reason, evidence or {})
         self._store.transition([change], {Alias.CANDIDATE: version})
@@ -256,8 +257,8 @@ class Registry:
         """
         adapter = self.get(version)
         allowed = _FORCED if force else _STEPS[AdapterState.CHAMPION]
-        self._require(adapter, allowed, "promoted" if force else "promoted without --force")
         self._require_clean(adapter)
+        self._require(adapter, allowed, "promoted" if force else "promoted without --force")
         self.verify(adapter)
         previous = self.at(Alias.CHAMPION)
         changes = [
