@@ -1,15 +1,24 @@
-"""The endpoints that are passed on, through real clients against a real vLLM."""
+"""The endpoints that are passed on, against a real vLLM: through real clients, and side by side.
+
+Side by side means: vLLM is asked directly and through the server. Answers may differ in their ids,
+times and fingerprint, and by what the server adds (`OURS`); in nothing else.
+"""
 
 from __future__ import annotations
 
+import copy
+import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import anthropic
+import httpx
 import openai
 import pytest
 
 from tests.contracts.conftest import RealEngine, real_engine
+from tests.server.clients import Llm
 from tests.server.conftest import Running, SharedPool, serving
 
 __all__ = ["real_engine"]
@@ -62,3 +71,138 @@ def test_messages(real: Running) -> None:
     for answer in (whole, final):
         row = real.store.interaction(answer.id.removeprefix("msg_"))
         assert row.choices[0]["message"]["content"] == answer.content[0].text  # type: ignore[union-attr]
+
+
+def test_llm(real: Running, tmp_path: Path) -> None:
+    llm = Llm(real.url, tmp_path / "llm")
+    for streamed in (True, False):
+        text = llm.ask("Say hi.", "-o", "max_tokens", "5", *["--no-stream"][streamed:])
+        row = real.store.interaction(llm.last_id().removeprefix("chatcmpl-"))
+        assert row.choices[0]["message"]["content"] == text != ""
+
+
+# --- side by side -----------------------------------------------------------------------------
+
+Json = dict[str, Any]
+CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
+OURS = frozenset(("adapter", "episode_id"))
+FLEETING = frozenset(("id", "created", "system_fingerprint"))
+LOOK = {
+    "name": "look",
+    "parameters": {
+        "type": "object",
+        "properties": {"where": {"enum": ["here", "there"]}},
+        "required": ["where"],
+    },
+}
+NAMED = {"type": "function", "function": {"name": "look"}}
+SCHEMA = {"name": "look", "schema": LOOK["parameters"], "strict": True}
+PROMPT = "def add(a, b):"
+BODIES: dict[str, tuple[str, Json]] = {
+    "chat": (CHAT, {"messages": MESSAGES}),
+    "chat with logprobs": (CHAT, {"messages": MESSAGES, "logprobs": True, "top_logprobs": 2}),
+    "chat with token ids": (CHAT, {"messages": MESSAGES, "return_token_ids": True}),
+    "chat with a stop": (CHAT, {"messages": MESSAGES, "stop": ["e"], "max_tokens": 40}),
+    "chat with several choices": (CHAT, {"messages": MESSAGES, "n": 2, "temperature": 0.7}),
+    "chat with a tool": (
+        CHAT,
+        {
+            "messages": MESSAGES,
+            "tools": [{"type": "function", "function": LOOK}],
+            "tool_choice": NAMED,
+            "max_tokens": 40,
+        },
+    ),
+    "chat with a schema": (
+        CHAT,
+        {
+            "messages": MESSAGES,
+            "response_format": {"type": "json_schema", "json_schema": SCHEMA},
+            "max_tokens": 40,
+        },
+    ),
+    "text": (TEXT, {"prompt": PROMPT}),
+    "text with logprobs": (TEXT, {"prompt": PROMPT, "logprobs": 2, "echo": True}),
+    "text of several prompts": (TEXT, {"prompt": [PROMPT, "import "]}),
+}
+
+
+def _ask(url: str, path: str, body: Json) -> list[Json]:
+    """Ask and return the answer, or the events of its stream."""
+    response = httpx.post(url + path, json=body, timeout=300)
+    assert response.status_code == 200, response.text
+    if not body.get("stream"):
+        return [response.json()]
+    *events, last = response.text.strip().split("\n\n")
+    assert last == "data: [DONE]"
+    return [json.loads(event.removeprefix("data: ")) for event in events]
+
+
+def _near(value: Any) -> Any:
+    """The value with its numbers rounded: bfloat16 is not exact from one batch to the next."""
+    if isinstance(value, dict):
+        return {key: _near(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(_near(inner) for inner in value)
+    return pytest.approx(value, abs=0.02) if isinstance(value, float) else value
+
+
+def _folded(events: list[Json]) -> tuple[list[Json], dict[int, str], list[Any]]:
+    """What a stream says, however it is cut: its kinds of events, the words, what each token is.
+
+    vLLM joins tokens when their reader is slow.
+    """
+    kinds: list[Json] = []
+    words: dict[int, str] = {}
+    tokens: list[Any] = []
+    for event in copy.deepcopy(events):
+        for choice in event["choices"]:
+            part, place = choice.get("delta", choice), choice["index"]
+            said = [part.pop(name) or "" for name in ("content", "text") if name in part]
+            for call in part.get("tool_calls") or []:
+                call.pop("id", None)
+                said.append(call["function"].pop("arguments", None) or "")
+            words[place] = words.get(place, "") + "".join(said)
+            tokens += [(place, known) for known in _entries(choice.pop("logprobs", None))]
+            tokens += [(place, known) for known in choice.pop("token_ids", None) or []]
+        if event not in kinds:
+            kinds.append(event)
+    return kinds, words, tokens
+
+
+def _entries(logprobs: Json | None) -> list[Any]:
+    """The log-probabilities of a chunk, token by token."""
+    if logprobs is None:
+        return []
+    if "content" in logprobs:
+        return list(logprobs["content"])
+    return list(zip(*(logprobs[name] for name in sorted(logprobs)), strict=True))
+
+
+def _stripped(answer: Json) -> Json:
+    kept = {name: v for name, v in answer.items() if name not in FLEETING | OURS}
+    for choice in kept["choices"]:
+        for call in (choice.get("message") or {}).get("tool_calls") or []:
+            call.pop("id")
+    return kept
+
+
+@pytest.mark.parametrize("streamed", [False, True], ids=["whole", "stream"])
+@pytest.mark.parametrize("case", BODIES)
+def test_an_answer_is_what_vllm_says(
+    real: Running, real_engine: RealEngine, case: str, streamed: bool
+) -> None:
+    path, given = BODIES[case]
+    body = {"model": real_engine.model.name, "temperature": 0, "seed": 7, "max_tokens": 8} | given
+    if streamed:
+        body |= {"stream": True, "stream_options": {"include_usage": True}}
+    for url in (real.url, real_engine.url):
+        _ask(url, path, body)  # now both find the prompt in vLLM's cache
+    through, direct = (_ask(url, path, body) for url in (real.url, real_engine.url))
+    assert through[-1].keys() - direct[-1].keys() <= OURS | {"system_fingerprint"}
+    mine, theirs = ([_stripped(event) for event in events] for events in (through, direct))
+    if not streamed:
+        assert mine == _near(theirs)
+        return
+    assert _folded(mine)[:2] == _folded(theirs)[:2]
+    assert _folded(mine)[2] == _near(_folded(theirs)[2])
