@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import subprocess
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from improver import trainer
 from improver.errors import TrainingError
 from improver.trainer import run_training, step_back
 from improver.types import TrainJob
@@ -44,12 +46,17 @@ def job(model: Path, **changes: Any) -> TrainJob:
     return TrainJob(**values | changes)
 
 
+def rows_in(directory: Path) -> Path:
+    directory.mkdir(exist_ok=True)
+    text = "".join(json.dumps(row) + "\n" for row in ROWS)
+    (directory / "train.jsonl").write_text(text)
+    (directory / "held_out.jsonl").write_text("")
+    return directory
+
+
 @pytest.fixture
 def directory(tmp_path: Path) -> Path:
-    text = "".join(json.dumps(row) + "\n" for row in ROWS)
-    (tmp_path / "train.jsonl").write_text(text)
-    (tmp_path / "held_out.jsonl").write_text("")
-    return tmp_path
+    return rows_in(tmp_path)
 
 
 @pytest.mark.slow
@@ -61,6 +68,73 @@ async def test_a_process_of_its_own_leaves_an_adapter(directory: Path, tiny_mode
     (directory / "job.json").write_text("{}")
     again = await run_training(directory, job(tiny_model), nice=5, environment=os.environ)
     assert again == report
+
+
+@pytest.mark.slow
+async def test_a_training_that_is_stopped_goes_on_to_the_same_adapter(
+    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Paused by its user in the middle, it is started again and ends bit by bit the same."""
+    monkeypatch.setattr(trainer, "POLL_S", 0.02)
+    # More threads than free cores make so small a model many times slower.
+    alone = os.environ | {"OMP_NUM_THREADS": "1"}
+    todo = job(tiny_model, epochs=20, dropout=0.05, dtype="float32", checkpoint_s=0.0)
+    whole, broken = rows_in(tmp_path / "whole"), rows_in(tmp_path / "broken")
+    expected = await run_training(whole, todo, nice=0, environment=alone)
+    first: list[dict[str, Any]] = []
+    training = asyncio.ensure_future(
+        run_training(broken, todo, nice=0, environment=alone, on_progress=first.append)
+    )
+    async with asyncio.timeout(120):
+        while not (first and (broken / "checkpoint.pt").exists()):
+            await asyncio.sleep(0.01)
+    training.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await training
+    assert not (broken / "training.json").exists()
+    assert (
+        str(broken)
+        not in subprocess.run(
+            ["ps", "-eo", "args"], capture_output=True, text=True, check=True
+        ).stdout
+    )  # nothing trains on behind our back
+    second: list[dict[str, Any]] = []
+    report = await run_training(broken, todo, nice=0, environment=alone, on_progress=second.append)
+    assert report["steps"] == expected["steps"] == 40
+    steps = [line["step"] for line in second]
+    assert 1 < steps[0] < steps[-1] == 40, "it began anew, or was never stopped"
+    for name in ("adapter_model.safetensors", "adapter_config.json", "probe.json"):
+        same = (broken / "adapter" / name).read_bytes() == (whole / "adapter" / name).read_bytes()
+        assert same, name
+
+
+async def test_a_process_that_will_not_end_is_killed(
+    directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trainer, "END_S", 0.2)
+    package = tmp_path / "fake" / "improver"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("")
+    (package / "train.py").write_text(
+        "import os, pathlib, signal, sys, time\n"
+        "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+        "pathlib.Path(sys.argv[1], 'pid').write_text(str(os.getpid()))\n"
+        "time.sleep(60)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "fake")}
+    training = asyncio.ensure_future(
+        run_training(directory, job(tmp_path), nice=0, environment=environment)
+    )
+    pid = directory / "pid"
+    async with asyncio.timeout(10):
+        while not (pid.exists() and pid.read_text()):
+            await asyncio.sleep(0.02)
+    training.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await training
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(pid.read_text()), 0)
 
 
 async def test_a_process_that_fails_tells_why(directory: Path, tmp_path: Path) -> None:
