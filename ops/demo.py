@@ -231,8 +231,10 @@ def _report_swaps(store: Store, registry: Registry) -> None:
             f"v{receipt.from_version} → v{receipt.version}",
             "yes" if receipt.accepted else "no",
             f"{sum(receipt.phases_s.values()):.2f}",
-            f"{receipt.probe.get('engine_shift', float('nan')):.3f}",
-            f"{receipt.probe.get('engine_error', float('nan')):.3f}",
+            *(
+                f"{receipt.probe[name]:.3f}" if name in receipt.probe else ""
+                for name in ("engine_shift", "engine_error")
+            ),
             receipt.reason,
         )
     console.print(table)
