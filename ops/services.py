@@ -101,6 +101,8 @@ def engine(settings: Settings, model: Model, build: EngineBuild) -> Service:
     command += ["--max-lora-rank", str(wanted.max_lora_rank)]
     # A model's own sampling defaults (a repetition penalty, say) would be nobody's decision here.
     command += ["--generation-config", "vllm"]
+    if wanted.tool_call_parser:
+        command += ["--enable-auto-tool-choice", "--tool-call-parser", wanted.tool_call_parser]
     if build.device == "cpu":
         # Compiling takes longer than it saves on a CPU: measured 62 s to ready against 77 s, with
         # equal speed after (0.5B, two cores).

@@ -58,6 +58,11 @@ class EngineSettings(Section):
     max_lora_rank: Rank = 16
     kv_cache_gib: int = Field(2, ge=1, description="KV cache on a CPU host")
     start_timeout_s: float = Field(900.0, gt=0)
+    tool_call_parser: str = Field(
+        "hermes",
+        description="vLLM's reader of tool calls, by the model's family (hermes: Qwen); empty: the "
+        "engine refuses requests for them",
+    )
     extra_args: tuple[str, ...] = Field((), description="passed on to vLLM as they are")
 
 
