@@ -8,7 +8,8 @@ shows only in a probe that finds base and adapter equal.
 
 vLLM calls `register` in each of its processes (entry point group `vllm.general_plugins`, named in
 `pyproject.toml`). The repair zeroes the first half of the product for such tokens, so the second
-half adds nothing. Where the kernels are sound, or the device is not a CPU, nothing is changed.
+half adds nothing; on kernels that are sound it changes no number. Where the device is not a CPU,
+nothing is touched.
 """
 
 from __future__ import annotations

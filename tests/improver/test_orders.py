@@ -27,10 +27,16 @@ def cycle(store: Store) -> Cycle:
 
 
 async def test_work_goes_on_while_the_cycle_runs(store: Store, cycle: Cycle) -> None:
+    worked = False
     async with orders.heeded(store, cycle.id):
         await asyncio.sleep(0.1)
+        worked = True
+    assert worked
     store.pause_cycle(cycle.id)
     await asyncio.sleep(0.05)  # nobody watches any more
+    task = asyncio.current_task()
+    assert task is not None
+    assert task.cancelling() == 0
 
 
 @pytest.mark.parametrize("state", ["paused", "cancelled"])
