@@ -50,6 +50,8 @@ ROUTES = {
     ("GET", "/v1/fine_tuning/jobs/{job_id}"),
     ("GET", "/v1/fine_tuning/jobs/{job_id}/events"),
     ("GET", "/v1/fine_tuning/jobs/{job_id}/checkpoints"),
+    ("DELETE", "/v1/users/{user_id}/data"),
+    ("GET", "/v1/users/erasures"),
     ("GET", "/health"),
     ("GET", "/ready"),
     ("GET", "/metrics"),
