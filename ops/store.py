@@ -8,6 +8,7 @@ one transaction, and when it returns the rows are durable. Batching and threads 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
@@ -51,6 +52,8 @@ from ops.records import (
 R = TypeVar("R")
 LAST_STAGE = "release"
 """The stage of a running cycle that is not interrupted: its adapter is on the way into service."""
+SEARCHED = 20_000
+"""Interactions in which a text is looked for: no index helps, and a page must not read them all."""
 
 
 class UtcTime(sa.types.TypeDecorator[datetime]):
@@ -338,6 +341,16 @@ class Recording:
     """What was said of it before it came here, for interactions that are imported."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Activity:
+    """What was served in one stretch of time. `judged`: had a specification that said something."""
+
+    start: datetime
+    requests: int
+    judged: int
+    verified: int
+
+
 class Store:
     """An open database. Thread-safe; make one per process and close it."""
 
@@ -434,10 +447,13 @@ class Store:
         source: Source | None = None,
         since: datetime | None = None,
         with_feedback: str | None = None,
+        adapter_version: int | None = None,
+        text: str | None = None,
     ) -> list[Interaction]:
         """Return interactions, newest first; `before` is the last id of the page before.
 
-        `with_feedback` leaves only those that have feedback under this metric.
+        `with_feedback` leaves only those that have feedback under this metric, `text` those of the
+        `SEARCHED` newest before it that hold it in request or answer, whatever its case.
         """
         query = sa.select(interactions).order_by(interactions.c.id.desc()).limit(limit)
         if before is not None:
@@ -450,7 +466,96 @@ class Store:
             query = query.where(interactions.c.created_at >= since)
         if with_feedback is not None:
             query = query.where(interactions.c.id.in_(_judged(with_feedback)))
+        if adapter_version is not None:
+            query = query.where(interactions.c.adapter_version == adapter_version)
+        if text is not None:
+            query = query.where(self._holds(text, before))
         return self._select(Interaction, query)
+
+    def _holds(self, text: str, before: str | None) -> sa.ColumnElement[bool]:
+        """Whether request or answer holds a text; looked for in the newest ones only."""
+        newest = sa.select(interactions.c.id).order_by(interactions.c.id.desc()).limit(SEARCHED)
+        if before is not None:
+            newest = newest.where(interactions.c.id < before)
+        # Text of a JSON document: SQLite keeps it as it was written, PostgreSQL writes it anew.
+        needle = json.dumps(text, ensure_ascii=self._sqlite)[1:-1]
+        columns = (interactions.c.messages, interactions.c.choices)
+        found = [sa.cast(one, sa.Text).icontains(needle, autoescape=True) for one in columns]
+        return sa.and_(interactions.c.id.in_(newest), sa.or_(*found))
+
+    def activity(self, *, since: datetime, bucket_s: int) -> list[Activity]:
+        """Return what was served since a moment, in stretches of `bucket_s`, oldest first.
+
+        Stretches begin at multiples of `bucket_s` since 1970; empty ones are left out.
+        """
+        start = _bucket(interactions.c.created_at, bucket_s)
+        judged = interactions.c.verified.is_not(None)
+        query = (
+            sa.select(
+                start,
+                sa.func.count(),
+                sa.func.sum(sa.case((judged, 1), else_=0)),
+                sa.func.sum(sa.case((interactions.c.verified.is_(True), 1), else_=0)),
+            )
+            .where(interactions.c.created_at >= since, interactions.c.source == Source.SERVED)
+            .group_by(start)
+            .order_by(start)
+        )
+        with self._read() as connection:
+            return [
+                Activity(
+                    start=datetime.fromtimestamp(row[0] * bucket_s, UTC),
+                    requests=row[1],
+                    judged=row[2],
+                    verified=row[3],
+                )
+                for row in connection.execute(query)
+            ]
+
+    def growth(self, *, since: datetime, bucket_s: int) -> dict[str, list[tuple[datetime, int]]]:
+        """Return how many interactions and pieces of feedback there were after each stretch."""
+        grown: dict[str, list[tuple[datetime, int]]] = {}
+        with self._read() as connection:
+            for table in (interactions, feedback):
+                at = table.c.created_at
+                older = sa.select(sa.func.count()).select_from(table).where(at < since)
+                total = connection.execute(older).scalar_one()
+                start = _bucket(at, bucket_s)
+                query = sa.select(start, sa.func.count()).where(at >= since)
+                grown[table.name] = points = [(since, total)]
+                for row in connection.execute(query.group_by(start).order_by(start)):
+                    total += row[1]
+                    points.append((datetime.fromtimestamp((row[0] + 1) * bucket_s, UTC), total))
+        return grown
+
+    def durations(self, *, since: datetime, limit: int = 2000) -> list[float]:
+        """Return how long requests served since a moment took, in seconds, the newest first."""
+        query = (
+            sa.select(interactions.c.duration_s)
+            .where(interactions.c.created_at >= since, interactions.c.source == Source.SERVED)
+            .order_by(interactions.c.created_at.desc())
+            .limit(limit)
+        )
+        with self._read() as connection:
+            return list(connection.execute(query).scalars())
+
+    def verified_by_version(self, *, since: datetime) -> dict[int, tuple[int, int]]:
+        """Return, by adapter version, how many served answers were judged and how many passed."""
+        query = (
+            sa.select(
+                interactions.c.adapter_version,
+                sa.func.count(),
+                sa.func.sum(sa.case((interactions.c.verified.is_(True), 1), else_=0)),
+            )
+            .where(
+                interactions.c.created_at >= since,
+                interactions.c.source == Source.SERVED,
+                interactions.c.verified.is_not(None),
+            )
+            .group_by(interactions.c.adapter_version)
+        )
+        with self._read() as connection:
+            return {row[0]: (row[1], row[2]) for row in connection.execute(query)}
 
     def oldest(self, limit: int, before: datetime | None = None) -> list[str]:
         """Return the ids of the oldest interactions; only those from before a time, if given."""
@@ -827,10 +932,11 @@ class Store:
         with self._write() as connection:
             self._insert(connection, [event])
 
-    def events(self, cycle_id: str) -> list[CycleEvent]:
-        """Return a cycle's log, oldest first."""
+    def events(self, cycle_id: str, *, last: int | None = None) -> list[CycleEvent]:
+        """Return a cycle's log, oldest first; only its last lines, if a number is given."""
         query = sa.select(cycle_events).where(cycle_events.c.cycle_id == cycle_id)
-        return self._select(CycleEvent, query.order_by(cycle_events.c.id))
+        newest = self._select(CycleEvent, query.order_by(cycle_events.c.id.desc()).limit(last))
+        return newest[::-1]
 
     def replace_dataset(self, cycle_id: str, rows: Sequence[DatasetRow]) -> None:
         """Make `rows` the lineage of a cycle; repeating it changes nothing."""
@@ -852,6 +958,31 @@ class Store:
         """Return the lineage of a cycle's rows, kept and dropped."""
         query = sa.select(dataset_rows).where(dataset_rows.c.cycle_id == cycle_id)
         return self._select(DatasetRow, query.order_by(dataset_rows.c.row_id))
+
+    def count_dataset(self, cycle_id: str) -> dict[tuple[bool, str], int]:
+        """Return how many rows of a cycle were kept and how many dropped, by (kept, reason)."""
+        query = (
+            sa.select(dataset_rows.c.kept, dataset_rows.c.reason, sa.func.count())
+            .where(dataset_rows.c.cycle_id == cycle_id)
+            .group_by(dataset_rows.c.kept, dataset_rows.c.reason)
+        )
+        with self._read() as connection:
+            return {(row[0], row[1] or ""): row[2] for row in connection.execute(query)}
+
+    def rows_made_of(self, interaction_id: str, *, limit: int = 100) -> list[DatasetRow]:
+        """Return the lineage of rows made of an interaction, kept and dropped, newest first."""
+        same = sa.and_(
+            dataset_sources.c.cycle_id == dataset_rows.c.cycle_id,
+            dataset_sources.c.row_id == dataset_rows.c.row_id,
+        )
+        query = (
+            sa.select(dataset_rows)
+            .join(dataset_sources, same)
+            .where(dataset_sources.c.interaction_id == interaction_id)
+            .order_by(dataset_rows.c.cycle_id.desc(), dataset_rows.c.row_id)
+            .limit(limit)
+        )
+        return self._select(DatasetRow, query)
 
     def adapters_taught_by(self, interaction_id: str) -> list[Adapter]:
         """Return the adapters that were trained on rows made from an interaction."""
@@ -1249,6 +1380,12 @@ class Store:
                 f"the database at {self._engine.url!r} has a schema that this version of "
                 f"Journeyman does not know: {error}"
             ) from error
+
+
+def _bucket(at: sa.Column[datetime], bucket_s: int) -> sa.ColumnElement[int]:
+    """In which stretch since 1970 a time lies."""
+    seconds = sa.cast(sa.extract("epoch", at), sa.BigInteger)
+    return seconds // sa.literal_column(str(int(bucket_s)))
 
 
 def _judged(metric: str) -> sa.Select[tuple[str]]:

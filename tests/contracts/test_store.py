@@ -17,6 +17,7 @@ from ops.records import (
     Adapter,
     AdapterState,
     Alias,
+    CycleEvent,
     CycleState,
     DatasetRow,
     Heartbeat,
@@ -371,3 +372,82 @@ def test_a_schema_from_the_future_is_refused(store: Store, url: str) -> None:
 def test_an_unreachable_database_says_so(tmp_path: Path) -> None:
     with pytest.raises(StoreUnavailable):
         Store.open(f"postgresql://nobody@/none?host={tmp_path}")
+
+
+def test_activity_is_counted_by_stretches_of_time(store: Store) -> None:
+    noon = datetime(2026, 3, 1, 12, tzinfo=UTC)
+    said = [(0, True), (59, False), (60, None), (7200, True)]
+    for seconds, verified in said:
+        at = noon + timedelta(seconds=seconds)
+        _recorded(store, created_at=at, verified=verified, duration_s=float(seconds))
+    _recorded(store, created_at=noon, source=Source.IMPORTED)
+    found = store.activity(since=noon, bucket_s=3600)
+    assert [(a.start, a.requests, a.judged, a.verified) for a in found] == [
+        (noon, 3, 2, 1),
+        (noon + timedelta(hours=2), 1, 1, 1),
+    ]
+    assert store.activity(since=noon + timedelta(days=1), bucket_s=3600) == []
+    assert store.durations(since=noon, limit=2) == [7200.0, 60.0]
+    assert store.verified_by_version(since=noon) == {0: (3, 2)}
+
+
+def test_growth_starts_with_what_was_there_before(store: Store) -> None:
+    noon = datetime(2026, 3, 1, 12, tzinfo=UTC)
+    for hours in (-5, 1, 1):
+        interaction = records.interaction(created_at=noon + timedelta(hours=hours))
+        store.add([Recording(interaction=interaction, feedback=[records.comment(interaction)])])
+    grown = store.growth(since=noon, bucket_s=3600)
+    assert grown["interactions"] == [(noon, 1), (noon + timedelta(hours=2), 3)]
+    assert [total for _, total in grown["feedback"]] == [0, 3]
+
+
+def test_a_text_is_found_in_requests_and_answers(store: Store) -> None:
+    text = 'Grüße "mit" 100 % \\ <script>'
+    asked = records.interaction(messages=[{"role": "user", "content": text}])
+    answer = [{"index": 0, "message": {"role": "assistant", "content": text}}]
+    answered = records.interaction(choices=answer, adapter_version=3)
+    other = records.interaction()
+    store.add([Recording(interaction=one) for one in (asked, answered, other)])
+    for part in ("grüße", '"MIT"', "100 %", "\\ <script>"):
+        assert [row.id for row in store.interactions(text=part)] == [answered.id, asked.id], part
+    assert [row.id for row in store.interactions(text="Grü", adapter_version=3)] == [answered.id]
+    assert [row.id for row in store.interactions(text="Grü", before=answered.id)] == [asked.id]
+    for part in ("100_%", "nobody said this"):
+        assert store.interactions(text=part) == []
+
+
+def test_rows_are_counted_by_their_fate_and_found_by_what_they_are_made_of(store: Store) -> None:
+    interaction = records.interaction()
+    cycle = records.cycle()
+    store.add([Recording(interaction=interaction)])
+    store.add_cycle(cycle)
+    rows = [
+        DatasetRow(
+            cycle_id=cycle.id,
+            row_id=f"r{number}",
+            recipe="ilf",
+            kept=reason is None,
+            reason=reason,
+            interaction_ids=[interaction.id],
+            feedback_ids=[],
+            prompt_sha256="00" * 32,
+            program_sha256="11" * 32,
+        )
+        for number, reason in enumerate([None, "duplicate", "duplicate"])
+    ]
+    store.replace_dataset(cycle.id, rows)
+    assert store.count_dataset(cycle.id) == {(True, ""): 1, (False, "duplicate"): 2}
+    assert store.rows_made_of(interaction.id) == rows
+    assert store.rows_made_of("nobody") == []
+
+
+def test_the_last_lines_of_a_log_keep_their_order(store: Store) -> None:
+    cycle = records.cycle()
+    store.add_cycle(cycle)
+    for number in range(3):
+        event = CycleEvent(
+            id=new_id(), cycle_id=cycle.id, created_at=now(), level="info", message=f"m{number}"
+        )
+        store.add_event(event)
+    assert [event.message for event in store.events(cycle.id, last=2)] == ["m1", "m2"]
+    assert len(store.events(cycle.id)) == 3
