@@ -50,6 +50,10 @@ _ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
     "NUMEXPR_NUM_THREADS": "1",
+    # pyarrow, which pandas takes along where it is installed: its allocator keeps a thread, and a
+    # zygote with threads cannot be forked safely. The system's allocator keeps none.
+    "JE_ARROW_MALLOC_CONF": "background_thread:false",
+    "ARROW_DEFAULT_MEMORY_POOL": "system",
 }
 
 

@@ -21,6 +21,19 @@ hypothesis.settings.register_profile("journeyman", deadline=None)
 hypothesis.settings.load_profile("journeyman")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What takes longest begins first; where tests go to several processes, files stay whole.
+
+    The tests of the real engine share one process, so that it is started once: two engines on two
+    cores would hold each other up.
+    """
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: (not item.get_closest_marker("engine"), item.path not in slow))
+    for item in items:
+        group = "engine" if item.get_closest_marker("engine") else str(item.path)
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
 @pytest.fixture
 def store(tmp_path: Path) -> Iterator[Store]:
     """An empty SQLite store."""
