@@ -29,6 +29,8 @@ ALIAS = "code"
 """The name that means whatever is champion."""
 LONGEST_PAUSE_S = 15.0
 TELL_S = 10.0
+BEHIND = 10
+"""The priority of our requests, vLLM's and the server's: users, who send none, go first."""
 SAMPLES_PER_REQUEST = 8
 """More are asked in several requests, so that one slow request does not hold many back."""
 
@@ -142,6 +144,7 @@ class Policy:
                         "temperature": temperature,
                         "max_tokens": max_tokens,
                         "store": False,
+                        "priority": BEHIND,
                         **({} if seed is None else {"seed": seed + 7919 * number}),
                         **({"stop": list(stop)} if stop else {}),
                         **(extra or {}),

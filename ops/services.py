@@ -99,6 +99,8 @@ def engine(settings: Settings, model: Model, build: EngineBuild) -> Service:
     command += ["--enable-lora", "--max-loras", str(wanted.max_loras)]
     command += ["--max-cpu-loras", str(max(wanted.max_cpu_loras, wanted.max_loras))]
     command += ["--max-lora-rank", str(wanted.max_lora_rank)]
+    # Requests of the improver have a lower priority than those of users (`improver.policy`).
+    command += ["--scheduling-policy", "priority"]
     # A model's own sampling defaults (a repetition penalty, say) would be nobody's decision here.
     command += ["--generation-config", "vllm"]
     if wanted.tool_call_parser:

@@ -96,6 +96,12 @@ class ServerSettings(Section):
     )
     request_timeout_s: float = Field(600.0, gt=0, description="the engine's time for one request")
     max_concurrency: int = Field(256, ge=1, description="requests in flight before 503")
+    behind: int = Field(
+        1,
+        ge=1,
+        description="requests of the improver (or any with a `priority` above 0) that run at once "
+        "while users are about; the others wait. One is right for a CPU, more for a GPU",
+    )
     poll_s: float = Field(1.0, gt=0, description="how often the registry is looked at")
     drain_timeout_s: float = Field(120.0, gt=0)
     keys: tuple[KeySettings, ...] = Field(

@@ -111,7 +111,9 @@ def create_app(
     for module in routes:
         app.include_router(module.router)
     app.add_middleware(Guarded, keys=Keys(keys))
-    app.add_middleware(Observed, gate=Gate(settings.server.max_concurrency))
+    app.add_middleware(
+        Observed, gate=Gate(settings.server.max_concurrency, behind=settings.server.behind)
+    )
     app.add_exception_handler(ServerError, _render)
     app.add_exception_handler(RequestValidationError, _render_validation)
     app.add_exception_handler(HTTPException, _render_http)
@@ -275,10 +277,12 @@ class Observed:
             await Exchange(send).error(error)
             return
         metrics.requests_in_flight.inc()
+        state = scope.setdefault("state", {})
+        state["gate"] = self._gate
         try:
             await self._app(scope, receive, send)
         finally:
-            self._gate.leave()
+            self._gate.leave(behind=state.get("behind", False))
             metrics.requests_in_flight.dec()
 
 

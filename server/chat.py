@@ -30,6 +30,14 @@ async def create_chat_completion(request: Request) -> Response:
         state.recorder.require()
 
     async def answer(exchange: Exchange) -> None:
+        if envelope.priority > 0:
+            request.state.behind = True
+            async with request.state.gate.behind():
+                await _answer(exchange)
+        else:
+            await _answer(exchange)
+
+    async def _answer(exchange: Exchange) -> None:
         with state.adapters.lease(envelope.model) as served:
             call = Call(
                 endpoint=CHAT,

@@ -6,10 +6,12 @@ byte is read, one request too many before its body is parsed.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
 from typing import Any, NoReturn
 
 from starlette.requests import Request
@@ -20,12 +22,39 @@ _NUL = rb"\u0000"
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
-class Gate:
-    """Counts requests in flight and refuses one more than `places`."""
+QUIET_S = 30.0
+"""Nobody is about when nobody has asked for so long."""
 
-    def __init__(self, places: int) -> None:
+
+class Gate:
+    """Counts requests in flight, refuses one more than `places`, and lets users go first.
+
+    Args:
+        places: the most requests in flight.
+        behind: how many that go behind others (`behind`) run at once while somebody is about.
+        quiet_s: how long nobody must have asked before all of them run.
+        clock: seconds, monotonic.
+    """
+
+    def __init__(
+        self,
+        places: int,
+        *,
+        behind: int = 1,
+        quiet_s: float = QUIET_S,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.places = places
         self.in_flight = 0
+        self.places_behind = behind
+        self.waiting = 0
+        """Requests that go behind others and have not begun."""
+        self._quiet_s = quiet_s
+        self._clock = clock
+        self._behind = 0
+        self._running_behind = 0
+        self._asked_at = float("-inf")
+        self._changed = asyncio.Event()
 
     def enter(self) -> None:
         """Take a place; `leave` gives it back.
@@ -37,9 +66,51 @@ class Gate:
             raise Overloaded(f"{self.places} requests are being answered; try again in a moment")
         self.in_flight += 1
 
-    def leave(self) -> None:
-        """Give the place back."""
+    def leave(self, *, behind: bool = False) -> None:
+        """Give the place back.
+
+        Args:
+            behind: it went behind others: nobody was waiting for it.
+        """
         self.in_flight -= 1
+        if not behind:
+            self._asked_at = self._clock()
+
+    @asynccontextmanager
+    async def behind(self) -> AsyncIterator[None]:
+        """Run the block of a request that is in flight behind those of users.
+
+        While somebody is about, only a few such run at once and the others wait; so a cycle that
+        samples neither stops nor fills the engine's batch before users come.
+        """
+        self._behind += 1
+        self.waiting += 1
+        try:
+            while (again_s := self._wait_s()) is not None:
+                self._changed.clear()
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self._changed.wait(), again_s)
+            self._running_behind += 1
+        except BaseException:
+            self._behind -= 1
+            raise
+        finally:
+            self.waiting -= 1
+        try:
+            yield
+        finally:
+            self._behind -= 1
+            self._running_behind -= 1
+            self._changed.set()
+
+    def _wait_s(self) -> float | None:
+        """How long to wait before asking again; None: it may run now."""
+        if self._running_behind < self.places_behind:
+            return None
+        if self.in_flight > self._behind:
+            return self._quiet_s
+        left_s = self._asked_at + self._quiet_s - self._clock()
+        return left_s if left_s > 0 else None
 
 
 class Bucket:

@@ -40,6 +40,8 @@ class Envelope:
     user: str | None
     body: Json
     io_spec: Any
+    priority: int = 0
+    """vLLM's: lower goes first. Above 0 it goes behind everybody; nobody goes before others."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +79,9 @@ def read_envelope(body: Json) -> Envelope:
         raise BadRequest("n must be at least 1", param="n")
     stream_options = _optional(body, "stream_options", dict, "an object") or {}
     store = _optional(body, "store", bool, "a boolean")
+    priority = max(0, _optional(body, "priority", int, "an integer") or 0)
+    if "priority" in rest:
+        rest["priority"] = priority
     episode_id = _optional(body, "episode_id", str, "a string")
     if episode_id is not None and not 0 < len(episode_id) <= MAX_ID_CHARS:
         raise BadRequest(f"episode_id must have 1 to {MAX_ID_CHARS} characters", param="episode_id")
@@ -91,6 +96,7 @@ def read_envelope(body: Json) -> Envelope:
         user=_optional(body, "user", str, "a string"),
         body=rest,
         io_spec=body.get("io_spec"),
+        priority=priority,
     )
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
+from concurrent.futures import ThreadPoolExecutor
 
+from server.limits import Gate
 from tests.server.conftest import Running
 
 PATHS = ["/v1/chat/completions", "/v1/completions", "/v1/feedback"]
@@ -71,3 +74,100 @@ def test_escaped_pairs_of_surrogates_are_text(server: Running) -> None:
     assert response.status_code == 200
     row = server.store.interactions()[0]
     assert row.messages[0]["content"] == "\N{GRINNING FACE}"
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.at = 1000.0
+
+    def __call__(self) -> float:
+        return self.at
+
+
+async def _behind(gate: Gate, running: list[int], number: int, end: asyncio.Event) -> None:
+    gate.enter()
+    async with gate.behind():
+        running.append(number)
+        await end.wait()
+        running.remove(number)
+    gate.leave(behind=True)
+
+
+async def test_while_users_are_about_one_request_at_a_time_goes_behind_them() -> None:
+    clock, ends, running = Clock(), [asyncio.Event() for _ in range(3)], list[int]()
+    gate = Gate(16, quiet_s=30.0, clock=clock)
+    gate.enter()  # a user's
+    tasks = [asyncio.create_task(_behind(gate, running, n, ends[n])) for n in range(3)]
+    await asyncio.sleep(0)
+    assert (running, gate.waiting) == ([0], 2)
+    gate.leave()
+    clock.at += 29  # somebody may come again
+    ends[0].set()
+    await asyncio.sleep(0.01)
+    assert (running, gate.waiting) == ([1], 1)
+    clock.at += 1
+    ends[1].set()
+    ends[2].set()
+    await asyncio.gather(*tasks)
+    assert (gate.in_flight, gate.waiting) == (0, 0)
+
+
+async def test_when_nobody_is_about_all_run_at_once() -> None:
+    end, running = asyncio.Event(), list[int]()
+    gate = Gate(16)
+    tasks = [asyncio.create_task(_behind(gate, running, n, end)) for n in range(5)]
+    await asyncio.sleep(0)
+    assert len(running) == 5
+    end.set()
+    await asyncio.gather(*tasks)
+    assert gate.in_flight == 0
+
+
+async def test_when_the_last_user_has_been_gone_for_long_the_waiting_begin() -> None:
+    end, running = asyncio.Event(), list[int]()
+    gate = Gate(16, quiet_s=0.05)
+    gate.enter()
+    gate.leave()
+    tasks = [asyncio.create_task(_behind(gate, running, n, end)) for n in range(3)]
+    await asyncio.sleep(0)
+    assert len(running) == 1
+    await asyncio.sleep(0.1)
+    assert len(running) == 3
+    end.set()
+    await asyncio.gather(*tasks)
+
+
+async def test_one_that_is_given_up_while_it_waits_leaves_no_trace() -> None:
+    end, running = asyncio.Event(), list[int]()
+    gate = Gate(16)
+    gate.enter()
+    first = asyncio.create_task(_behind(gate, running, 0, end))
+    second = asyncio.create_task(_behind(gate, running, 1, end))
+    await asyncio.sleep(0)
+    second.cancel()
+    await asyncio.gather(second, return_exceptions=True)
+    gate.leave(behind=True)  # as the middleware does
+    assert gate.waiting == 0
+    end.set()
+    await first
+    third = asyncio.create_task(_behind(gate, running, 2, end))
+    await third
+    assert gate.in_flight == 1  # the user's
+
+
+def test_a_request_behind_others_is_answered_and_none_goes_before_others(server: Running) -> None:
+    assert server.chat(priority=5).status_code == 200
+    assert server.chat(priority=-5).status_code == 200
+    assert [body["priority"] for body in server.engine.bodies()] == [5, 0]
+    assert server.chat(priority="first").status_code == 400
+
+
+def test_users_do_not_wait_for_what_goes_behind_them(server: Running) -> None:
+    server.engine.token_delay_s = 0.2
+    with ThreadPoolExecutor(4) as threads:
+        asked = [threads.submit(server.chat, priority=10) for _ in range(3)]
+        server.until(lambda: server.engine.running > 0)
+        server.engine.token_delay_s = 0.0
+        assert server.chat().status_code == 200
+        assert len(server.engine.bodies()) <= 4
+        assert {one.result().status_code for one in asked} == {200}
