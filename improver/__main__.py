@@ -61,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         settings = settings_.load(given.config, **_flags(given))
         settings = _with_options(settings, given)
-        logs.configure(settings.log_format)
+        logs.configure(settings.log_format, settings.log_level)
         if given.command == "improve":
             return asyncio.run(_improve(settings, given, console))
         if given.command == "import":

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import os
 import shlex
+import signal
+import socket
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -19,10 +21,11 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from ops import doctor, models, processes, reports, services, swaps
+from ops import doctor, models, opinions, processes, reports, services, swaps
+from ops import keys as keys_
 from ops import settings as settings_
 from ops.erasure import Erased, Eraser, certificate
-from ops.errors import OpsError, SettingsError
+from ops.errors import NotFound, OpsError, ProcessError, SettingsError
 from ops.records import Alias
 from ops.registry import Registry
 from ops.settings import Settings
@@ -32,7 +35,6 @@ app = typer.Typer(
     name="journeyman",
     help="A self-hosted code model that learns on the job.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
@@ -43,6 +45,7 @@ cycles = typer.Typer(help="Improvement cycles.")
 model_commands = typer.Typer(help="Models on this disk.")
 config_commands = typer.Typer(help="Settings.")
 users = typer.Typer(help="People whose data is in the record.")
+keys = typer.Typer(help="API keys: who may ask, for what, and how much.")
 for name, group in {
     "adapters": adapters,
     "interactions": interactions,
@@ -51,6 +54,7 @@ for name, group in {
     "models": model_commands,
     "config": config_commands,
     "users": users,
+    "keys": keys,
 }.items():
     group.info.no_args_is_help = True
     app.add_typer(group, name=name)
@@ -63,6 +67,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="print JSON instead of a ta
 Limit = Annotated[int, typer.Option(min=1, help="the most lines")]
 Reason = Annotated[str, typer.Option(help="why; it is kept with the decision")]
 Wait = Annotated[float, typer.Option("--wait", min=0, help="seconds to wait for the swap's proof")]
+Share = Annotated[int | None, typer.Option(min=1, help="the most of it; none given: no limit")]
 AdapterName = Annotated[str, typer.Argument(help="code@v12, v12 or 12")]
 
 PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
@@ -185,10 +190,84 @@ def sandbox(context: typer.Context, data_dir: DataDir = None, config: ConfigFile
     _become(settings, services.SANDBOX, [*context.args[:1], *given, *context.args[1:]])
 
 
-@app.command(context_settings=PASS_ON, add_help_option=False)
-def keys(context: typer.Context, data_dir: DataDir = None, config: ConfigFile = None) -> None:
-    """Make an API key: NAME, --scope, --tenant. Prints it once, with its settings."""
-    _become(_settings(config, data_dir), services.KEYS, context.args)
+# --- keys -----------------------------------------------------------------------------------
+
+
+@keys.command("create")
+def keys_create(
+    name: Annotated[str, typer.Argument(help="who holds it, for logs and limits")],
+    scope: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="inference, feedback, admin; may be given again (default: the first two)"
+        ),
+    ] = None,
+    tenant: Annotated[str, typer.Option(help="whose answers it sees")] = "default",
+    requests_per_minute: Share = None,
+    tokens_per_minute: Share = None,
+    executions_per_minute: Annotated[
+        int | None, typer.Option(min=0, help="programs of its own; 0: none")
+    ] = None,
+    as_settings: Annotated[
+        bool,
+        typer.Option("--settings", help="keep it nowhere; print the settings that admit it"),
+    ] = False,
+    data_dir: DataDir = None,
+    config: ConfigFile = None,
+    json: AsJson = False,
+) -> None:
+    """Make an API key and print it, once. Running servers take it within a second."""
+    wanted: dict[str, Any] = {
+        "tenant": tenant,
+        "scopes": tuple(scope or keys_.DEFAULT_SCOPES),
+        "requests_per_minute": requests_per_minute,
+        "tokens_per_minute": tokens_per_minute,
+        "executions_per_minute": executions_per_minute,
+    }
+    try:
+        settings_.KeySettings(name=name, sha256="0" * 64, **wanted)
+    except ValueError as error:
+        raise SettingsError(settings_.problems(error)) from error
+    new = keys_.make(name, created_by=_actor(), **wanted)
+    if as_settings:
+        print(f"# {new.secret}   (shown this once)\n{keys_.as_settings(new.key)}")
+        return
+    with _store(_settings(config, data_dir)) as store:
+        store.add_key(new.key)
+    report = {"key": new.secret, **reports.key_row(new.key)}
+    reports.show(report, as_json=json, text=reports.new_key_text)
+
+
+@keys.command("list")
+def keys_list(data_dir: DataDir = None, config: ConfigFile = None, json: AsJson = False) -> None:
+    """List the API keys of the record and of the settings; never a key itself."""
+    settings = _settings(config, data_dir)
+    with _store(settings) as store:
+        rows = reports.key_rows(store, settings)
+    reports.show(rows, as_json=json, text=reports.keys_text)
+
+
+@keys.command("revoke")
+def keys_revoke(
+    name: Annotated[str, typer.Argument(help="the key's name or id")],
+    data_dir: DataDir = None,
+    config: ConfigFile = None,
+    json: AsJson = False,
+) -> None:
+    """Make an API key useless for good. Running servers refuse it within a second."""
+    settings = _settings(config, data_dir)
+    with _store(settings) as store:
+        try:
+            key = store.revoke_key(name)
+        except NotFound as error:
+            if name in {key.name for key in settings.server.keys}:
+                file = settings_.config_file(config, data_dir)
+                raise SettingsError(
+                    f"the key {name!r} stands in the settings: take it out of {file}, then "
+                    "`journeyman config reload`"
+                ) from error
+            raise
+    reports.show(reports.key_row(key), as_json=json, text=reports.revoked_text)
 
 
 # --- adapters -------------------------------------------------------------------------------
@@ -335,6 +414,36 @@ def feedback_list(
     reports.show(rows, as_json=json, text=reports.feedback_text)
 
 
+@feedback.command("add")
+def feedback_add(
+    interaction_id: Annotated[str, typer.Argument(help="with or without its chatcmpl- prefix")],
+    accepted: Annotated[
+        bool | None, typer.Option("--accepted/--rejected", help="whether the answer was kept")
+    ] = None,
+    rating: Annotated[float | None, typer.Option(help="a number; more is better")] = None,
+    comment: Annotated[str | None, typer.Option(help="what is wrong, and how to mend it")] = None,
+    demonstration: Annotated[
+        Path | None, typer.Option(help="file with the code that should have been")
+    ] = None,
+    user: Annotated[str | None, typer.Option(help="who says so")] = None,
+    data_dir: DataDir = None,
+    config: ConfigFile = None,
+    json: AsJson = False,
+) -> None:
+    """Say something of an answer, through the running server (key: $JOURNEYMAN_API_KEY)."""
+    settings = _settings(config, data_dir)
+    said = opinions.read(
+        accepted=accepted, rating=rating, comment=comment, demonstration=demonstration
+    )
+    secret = os.environ.get("JOURNEYMAN_API_KEY") or services.api_key(settings).get(
+        "JOURNEYMAN_API_KEY"
+    )
+    rows = opinions.send(
+        settings.server_url, reports.bare_id(interaction_id), said, key=secret, user=user
+    )
+    reports.show(rows, as_json=json, text=reports.sent_text)
+
+
 @cycles.command("list")
 def cycles_list(
     limit: Limit = 20, data_dir: DataDir = None, config: ConfigFile = None, json: AsJson = False
@@ -440,6 +549,27 @@ def config_show(
     )
 
 
+@config_commands.command("reload")
+def config_reload(data_dir: DataDir = None, config: ConfigFile = None) -> None:
+    """Let the running server read its settings again: keys, concurrency, log level."""
+    settings = _settings(config, data_dir)  # refuses what the server would refuse
+    with _store(settings) as store:
+        here, alive = socket.gethostname(), swaps.living_servers(store)
+        servers = [
+            beat
+            for beat in store.heartbeats()
+            if beat.process in alive and beat.host == here and _is_alive(beat.pid)
+        ]
+    if not servers:
+        raise ProcessError("no server of this record runs on this machine")
+    for beat in servers:
+        os.kill(beat.pid, signal.SIGHUP)
+        print(
+            f"{beat.process} was told; it takes over {', '.join(settings_.RELOADED)}, and its log "
+            "names what waits for its next start"
+        )
+
+
 # --- plumbing -------------------------------------------------------------------------------
 
 
@@ -486,8 +616,19 @@ def _eraser(settings: Settings) -> Iterator[Eraser]:
 def _become(settings: Settings, command: Sequence[str], arguments: Sequence[str]) -> None:
     """Go on as another package's command, in the same process: signals and status are its own."""
     environment = {**os.environ, **services.environment(settings)}
+    elsewhere = any(word.split("=")[0] == "--url" for word in arguments)
+    if command == services.IMPROVER and not elsewhere:
+        environment |= services.api_key(settings)
     sys.stdout.flush()
     os.execvpe(command[0], [*command, *arguments], environment)
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except OSError:
+        return False
+    return True
 
 
 def _actor() -> str:

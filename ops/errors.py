@@ -10,6 +10,8 @@ OpsError
 ├── ArtifactError      a directory on disk is incomplete, altered or hostile
 ├── RegistryError      an adapter may not make this transition
 ├── ErasureError       whose data shall be erased is not clear
+├── ExportError        an export or a backup cannot be written, or is not whole
+├── FeedbackError      no server takes the feedback, or there is none
 └── ProcessError       a child process did not start or does not answer
 """
 
@@ -52,6 +54,14 @@ class RegistryError(OpsError):
 
 class ErasureError(OpsError):
     """Whose data shall be erased is not clear: the caller's fault. Nothing was changed."""
+
+
+class ExportError(OpsError):
+    """An export or a backup cannot be written, or is not whole: nothing of it was taken in."""
+
+
+class FeedbackError(OpsError):
+    """No server takes the feedback, or nothing was said."""
 
 
 class ProcessError(OpsError):

@@ -49,11 +49,11 @@ def _extra(record: logging.LogRecord) -> dict[str, Any]:
     return {key: value for key, value in vars(record).items() if key not in _STANDARD}
 
 
-def configure(style: Literal["auto", "json", "text"], level: int = logging.INFO) -> None:
-    """Send all logs to standard error in the given style."""
+def configure(style: Literal["auto", "json", "text"], level: str = "info") -> None:
+    """Send all logs from this level on to standard error in the given style."""
     handler = logging.StreamHandler(sys.stderr)
     as_text = style == "text" or (style == "auto" and sys.stderr.isatty())
     handler.setFormatter(TextFormatter() if as_text else JsonFormatter())
-    logging.basicConfig(level=level, handlers=[handler], force=True)
+    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     for noisy in ("httpx", "httpcore", "alembic", "apscheduler", "asyncio"):
         logging.getLogger(noisy).setLevel(logging.WARNING)

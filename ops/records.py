@@ -369,6 +369,24 @@ class SwapReceipt:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ApiKey:
+    """A key to the API, by its digest. The key itself is known to its holder only."""
+
+    id: str
+    created_at: datetime
+    created_by: str
+    name: str
+    """Who holds it, for logs and limits; no two keys that are good have the same."""
+    sha256: str
+    scopes: list[str]
+    tenant: str = "default"
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+    executions_per_minute: int | None = None
+    revoked_at: datetime | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Heartbeat:
     """A living process."""
 

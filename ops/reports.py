@@ -23,7 +23,7 @@ from rich.table import Table
 
 from ops import swaps
 from ops.doctor import Check
-from ops.records import Adapter, Alias, Cycle, Feedback, Interaction, SwapReceipt, now
+from ops.records import Adapter, Alias, ApiKey, Cycle, Feedback, Interaction, SwapReceipt, now
 from ops.registry import Registry, lineage
 from ops.settings import Settings
 from ops.store import Store
@@ -291,6 +291,68 @@ def feedback_text(rows: Sequence[Feedback]) -> None:
             for row in rows
         ),
     )
+
+
+def sent_text(rows: Sequence[Json]) -> None:
+    """Print what was said through the server."""
+    for row in rows:
+        _print(f"kept {row['id']}: {row['metric']} {_short(str(row['value']))}")
+
+
+# --- keys -----------------------------------------------------------------------------------
+
+
+def key_row(key: ApiKey) -> Json:
+    """Return a key of the record, without its digest."""
+    row = {name: value for name, value in asdict(key).items() if name != "sha256"}
+    return {**row, "kept_in": "record"}
+
+
+def key_rows(store: Store, settings: Settings) -> list[Json]:
+    """Return the keys of the settings, then those of the record, newest first."""
+    blank = {"id": None, "created_at": None, "created_by": None, "revoked_at": None}
+    configured = [
+        blank | key.model_dump(exclude={"sha256"}) | {"kept_in": "settings"}
+        for key in settings.server.keys
+    ]
+    return [*configured, *map(key_row, store.keys())]
+
+
+def keys_text(rows: Sequence[Json]) -> None:
+    """Print keys."""
+    if not rows:
+        _print("no key yet: the server listens on loopback only, and asks for none")
+        return
+    shares = ("requests_per_minute", "tokens_per_minute", "executions_per_minute")
+    _table(
+        ["name", "scopes", "tenant", "requests", "tokens", "executions", "made", "state", "id"],
+        (
+            [
+                row["name"],
+                ", ".join(row["scopes"]),
+                row["tenant"],
+                *(row[share] for share in shares),
+                _time(row["created_at"]) if row["created_at"] else f"in the {row['kept_in']}",
+                f"revoked {_time(row['revoked_at'])}" if row["revoked_at"] else "good",
+                row["id"],
+            ]
+            for row in rows
+        ),
+    )
+
+
+def new_key_text(report: Json) -> None:
+    """Print a new key, the key itself alone on its line."""
+    _print(report["key"])
+    _print(
+        f"Keep it: it is shown this once. It is {report['name']!r}'s, for "
+        f"{', '.join(report['scopes'])} in the tenant {report['tenant']!r}."
+    )
+
+
+def revoked_text(report: Json) -> None:
+    """Print that a key is useless."""
+    _print(f"the key {report['name']!r} is revoked; running servers refuse it within a second")
 
 
 # --- erasures -------------------------------------------------------------------------------

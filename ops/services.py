@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from ops import models
+from ops import keys, models
 from ops.errors import ProcessError
 from ops.models import Model
 from ops.records import LORA_TARGETS
@@ -31,7 +31,6 @@ ENGINE_FLOOR = (0, 31)
 SERVER = (sys.executable, "-m", "server")
 IMPROVER = (sys.executable, "-m", "improver")
 SANDBOX = (sys.executable, "-m", "sandbox")
-KEYS = (sys.executable, "-m", "server.auth")
 # The `vllm` command of the CPU build does not start; its module does.
 ENGINE = (sys.executable, "-m", "vllm.entrypoints.openai.api_server")
 
@@ -164,7 +163,7 @@ def improver(settings: Settings, model: Model) -> Service:
     return Service(
         name="improver",
         command=IMPROVER,
-        environment=environment(settings, model),
+        environment=environment(settings, model) | api_key(settings),
         stop_timeout_s=20.0,
     )
 
@@ -184,6 +183,16 @@ def environment(settings: Settings, model: Model | None = None) -> dict[str, str
     if settings.engine.url is not None:
         found["JOURNEYMAN_ENGINE__URL"] = settings.engine.url
     return found
+
+
+def api_key(settings: Settings) -> dict[str, str]:
+    """Return the key with which a command of ours asks the server of these settings.
+
+    None where one was given, and none for a server elsewhere, which would only learn it.
+    """
+    if "JOURNEYMAN_API_KEY" in os.environ or settings.improver.server_url is not None:
+        return {}
+    return {"JOURNEYMAN_API_KEY": keys.own(settings.data_dir)}
 
 
 def engine_dtype(wanted: str, build: EngineBuild) -> str:

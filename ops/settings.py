@@ -7,7 +7,9 @@ environment (`JOURNEYMAN_SERVER__PORT=9000`), one TOML file (`--config`, `$JOURN
 
 from __future__ import annotations
 
+import difflib
 import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -18,9 +20,20 @@ from pydantic_settings import (
     SettingsConfigDict,
     TomlConfigSettingsSource,
 )
+from pydantic_settings import (
+    SettingsError as SettingsSourceError,
+)
 
 from ops.errors import SettingsError
 from ops.records import Tainted
+
+PREFIX = "JOURNEYMAN_"
+OTHER_VARIABLES = frozenset(
+    ("JOURNEYMAN_CONFIG", "JOURNEYMAN_API_KEY", "JOURNEYMAN_DEVICE", "JOURNEYMAN_PYTHON")
+)
+"""Variables that are ours, and no settings."""
+RELOADED = ("server.keys", "server.max_concurrency", "log_level")
+"""Settings that a running server takes over on SIGHUP; the others wait for its next start."""
 
 
 class Section(BaseModel):
@@ -67,7 +80,7 @@ class EngineSettings(Section):
 
 
 class KeySettings(Section):
-    """An API key, by its digest; `journeyman keys NAME` makes one and prints this table."""
+    """An API key, by its digest; `journeyman keys create NAME --settings` prints such a table."""
 
     name: str = Field(min_length=1, max_length=64, description="who holds it, for logs and limits")
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$", description="SHA-256 of the key, in hex")
@@ -105,7 +118,9 @@ class ServerSettings(Section):
     poll_s: float = Field(1.0, gt=0, description="how often the registry is looked at")
     drain_timeout_s: float = Field(120.0, gt=0)
     keys: tuple[KeySettings, ...] = Field(
-        (), description="API keys; unset: no key is asked for, and only loopback is listened on"
+        (),
+        description="API keys beside those of the record; without any, none is asked for, and only "
+        "loopback is listened on",
     )
 
 
@@ -378,7 +393,7 @@ class Settings(BaseSettings):
     """Everything an entry point needs to know."""
 
     model_config = SettingsConfigDict(
-        env_prefix="JOURNEYMAN_",
+        env_prefix=PREFIX,
         env_nested_delimiter="__",
         extra="forbid",
         frozen=True,
@@ -390,6 +405,9 @@ class Settings(BaseSettings):
     )
     log_format: Literal["auto", "json", "text"] = Field(
         "auto", description="auto: text in a terminal, JSON elsewhere"
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="the least that is logged"
     )
     store: StoreSettings = StoreSettings()
     engine: EngineSettings = EngineSettings()
@@ -476,13 +494,81 @@ def load(config: Path | None = None, **flags: Any) -> Settings:
             toml = TomlConfigSettingsSource(settings_cls, toml_file=file)
             return init_settings, env_settings, toml
 
+    _refuse_unknown_variables()
     try:
         read = FromFile(**given)
         return Settings.model_construct(**dict(read))
     except ValidationError as error:
-        lines = "; ".join(
-            f"{'.'.join(str(part) for part in e['loc'])}: {e['msg']}" for e in error.errors()
-        )
-        raise SettingsError(f"settings: {lines}") from error
+        raise SettingsError(f"settings: {problems(error)}") from error
+    except SettingsSourceError as error:  # a variable that should be JSON
+        raise SettingsError(f"settings: {error}: {error.__cause__ or 'malformed'}") from error
     except ValueError as error:  # malformed TOML
         raise SettingsError(f"settings file {file}: {error}") from error
+
+
+def problems(error: ValueError) -> str:
+    """Return what is wrong with settings as one line: each place, and the nearest known name."""
+    if not isinstance(error, ValidationError):
+        return str(error)
+    lines = []
+    for one in error.errors():
+        path = [str(part) for part in one["loc"]]
+        text = one["msg"]
+        if one["type"] == "extra_forbidden":
+            text = "no such setting" + _nearest(path)
+        lines.append(f"{'.'.join(path)}: {text}")
+    return "; ".join(lines)
+
+
+def names(section: type[BaseModel] = Settings, prefix: str = "") -> Iterator[str]:
+    """Yield the name of every setting, such as `server.port`."""
+    for name, field in section.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from names(field.annotation, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}"
+
+
+def _nearest(path: Sequence[str]) -> str:
+    """A question after the setting that was probably meant."""
+    given = ".".join(path)
+    every = [*names(), *{name.rpartition(".")[0] for name in names()} - {""}]
+    found = difflib.get_close_matches(given, every, n=1, cutoff=0.75)
+    # Right name, wrong table: `port = 9000` at the top of the file.
+    found = found or [name for name in names() if name.rpartition(".")[2] == path[-1]]
+    return f"; did you mean {' or '.join(found[:3])}?" if found else ""
+
+
+def _refuse_unknown_variables() -> None:
+    """Refuse variables that look like settings and are none; pydantic passes them over.
+
+    Names without a section may be somebody else's (Kubernetes makes `JOURNEYMAN_SERVICE_HOST`):
+    of these only what is nearly ours is refused.
+
+    Raises:
+        SettingsError: names the variable, and what was probably meant.
+    """
+    fields = Settings.model_fields
+    plain = [name for name in names() if "." not in name]
+    for variable in sorted(os.environ):
+        head, name = variable[: len(PREFIX)].upper(), variable[len(PREFIX) :].lower()
+        section, nested, _ = name.partition("__")
+        if head != PREFIX or section in fields or variable.upper() in OTHER_VARIABLES:
+            continue
+        near = difflib.get_close_matches(name, plain, n=1, cutoff=0.85)
+        if nested or near:
+            meant = f"; did you mean {PREFIX}{near[0].upper()}?" if near else ""
+            meant = meant or _nearest(name.split("__"))
+            raise SettingsError(f"settings: {variable}: no such setting{meant}")
+
+
+def differences(before: Settings, after: Settings) -> list[str]:
+    """Return the names of the settings that are not the same."""
+    return [name for name in names() if _at(before, name) != _at(after, name)]
+
+
+def _at(settings: Settings, name: str) -> Any:
+    found: Any = settings
+    for part in name.split("."):
+        found = getattr(found, part)
+    return found

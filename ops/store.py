@@ -30,6 +30,7 @@ from ops.records import (
     Adapter,
     AdapterState,
     Alias,
+    ApiKey,
     Attempt,
     Cycle,
     CycleEvent,
@@ -312,6 +313,21 @@ erasures = sa.Table(
     sa.Column("adapters", _json, nullable=False),
     sa.Column("traces", _json, nullable=False),
 )
+api_keys = sa.Table(
+    "api_keys",
+    metadata,
+    _id(),
+    sa.Column("created_at", UtcTime, nullable=False),
+    sa.Column("created_by", sa.Text, nullable=False),
+    sa.Column("name", sa.Text, nullable=False, index=True),
+    sa.Column("sha256", sa.Text, nullable=False, unique=True),
+    sa.Column("scopes", _json, nullable=False),
+    sa.Column("tenant", sa.Text, nullable=False),
+    sa.Column("requests_per_minute", sa.Integer),
+    sa.Column("tokens_per_minute", sa.Integer),
+    sa.Column("executions_per_minute", sa.Integer),
+    sa.Column("revoked_at", UtcTime),
+)
 leases = sa.Table(
     "leases",
     metadata,
@@ -366,6 +382,7 @@ class Store:
         Transition: transitions,
         SwapReceipt: swap_receipts,
         Erasure: erasures,
+        ApiKey: api_keys,
         Heartbeat: heartbeats,
     }
 
@@ -1298,6 +1315,43 @@ class Store:
             raise StoreUnavailable(str(error)) from error
         finally:
             raw.close()
+
+    # --- keys -------------------------------------------------------------------------------
+
+    def add_key(self, key: ApiKey) -> None:
+        """Write a new key.
+
+        Raises:
+            Conflict: a key of that name is good already.
+        """
+        with self._write() as connection:
+            if not self._sqlite:  # BEGIN IMMEDIATE serialises SQLite's writers already
+                connection.execute(sa.text("LOCK TABLE api_keys IN EXCLUSIVE MODE"))
+            query = sa.select(api_keys.c.id).where(
+                api_keys.c.name == key.name, api_keys.c.revoked_at.is_(None)
+            )
+            if connection.execute(query).first() is not None:
+                raise Conflict(f"there is a key named {key.name!r} already; revoke it first")
+            self._insert(connection, [key])
+
+    def revoke_key(self, name: str) -> ApiKey:
+        """Make a key useless for good, by its name or its id; return it.
+
+        Raises:
+            NotFound: no key that is good has that name or id.
+        """
+        which = sa.or_(api_keys.c.name == name, api_keys.c.id == name)
+        where = sa.and_(which, api_keys.c.revoked_at.is_(None))
+        with self._write() as connection:
+            statement = sa.update(api_keys).where(where).values(revoked_at=now())
+            row = connection.execute(statement.returning(api_keys.c.id)).first()
+        if row is None:
+            raise NotFound(f"no key {name!r} that is good; `journeyman keys list` shows all")
+        return self._select(ApiKey, sa.select(api_keys).where(api_keys.c.id == row.id))[0]
+
+    def keys(self) -> list[ApiKey]:
+        """Return all keys, newest first, those that were revoked too."""
+        return self._select(ApiKey, sa.select(api_keys).order_by(api_keys.c.id.desc()))
 
     # --- processes --------------------------------------------------------------------------
 

@@ -3,24 +3,45 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import gc
+import logging
 import signal
+import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import uvicorn
+from fastapi import FastAPI
 
 from ops import logs, settings
 from ops.errors import SettingsError
 from server.app import create_app
 
+log = logging.getLogger(__name__)
+
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class _Server(uvicorn.Server):
-    """uvicorn's server, for which being asked to stop is no failure."""
+    """uvicorn's server, for which being asked to stop is no failure, and SIGHUP means: read again.
+
+    Args:
+        config: uvicorn's.
+        reload: reads the settings again.
+    """
+
+    def __init__(self, config: uvicorn.Config, reload: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._reload = reload
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen, and from then on take over settings when told to."""
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._reload)
+        await super().startup(sockets)
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -45,7 +66,7 @@ def main() -> int:
     given = parser.parse_args()
     try:
         read = settings.load(given.config, data_dir=given.data_dir)
-        logs.configure(read.log_format)
+        logs.configure(read.log_format, read.log_level)
         app = create_app(read)
     except SettingsError as error:
         print(f"journeyman: {error}", file=sys.stderr)
@@ -70,10 +91,29 @@ def main() -> int:
             server_header=False,
             timeout_keep_alive=75,
             timeout_graceful_shutdown=int(read.server.drain_timeout_s),
-        )
+        ),
+        reload=partial(_reload, given, app, [read]),
     )
     server.run()
     return 0 if server.started else 1
+
+
+def _reload(given: argparse.Namespace, app: FastAPI, before: list[settings.Settings]) -> None:
+    """Take over those settings that can be; name those that cannot. `before`: those in force."""
+    try:
+        read = settings.load(given.config, data_dir=given.data_dir)
+    except SettingsError as error:
+        log.error("the settings stay as they are: %s", error, extra={"action": "reload"})
+        return
+    changed = settings.differences(before[0], read)
+    app.state.reload(read)
+    logs.configure(read.log_format, read.log_level)
+    taken = [name for name in changed if name in settings.RELOADED]
+    waiting = [name for name in changed if name not in settings.RELOADED]
+    log.info("the settings were read again", extra={"action": "reload", "taken_over": taken})
+    if waiting:
+        words = "these settings wait for the server's next start: %s"
+        log.warning(words, ", ".join(waiting), extra={"action": "reload"})
 
 
 if __name__ == "__main__":

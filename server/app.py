@@ -13,6 +13,7 @@ import socket
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 import sandbox
 from ops import metrics
 from ops.erasure import Eraser
-from ops.errors import ModelError, SettingsError
+from ops.errors import ModelError, SettingsError, StoreError
+from ops.keys import OWN, digest, own
 from ops.models import resolve
 from ops.registry import Registry
 from ops.settings import SandboxSettings, Settings
@@ -51,6 +53,8 @@ from server import (
     users,
 )
 from server.adapters import Adapters
+from server.auth import FEEDBACK as FEEDBACK_SCOPE
+from server.auth import INFERENCE as INFERENCE_SCOPE
 from server.auth import Guarded, Key, Keys
 from server.calls import CHAT, COUNT_TOKENS, EXECUTIONS, MESSAGES, RESPONSES, TEXT
 from server.document import describe
@@ -58,6 +62,7 @@ from server.engine import Engine
 from server.errors import BadRequest, ServerError
 from server.forwarding import Forwarder
 from server.generation import Generator
+from server.keyring import Keyring, good_keys
 from server.limits import Gate
 from server.protocol import param_path
 from server.recording import Recorder
@@ -83,15 +88,14 @@ def create_app(
     Raises:
         SettingsError: the server would be open to the network without keys.
     """
-    keys = [
-        Key(**{**key.model_dump(), "scopes": frozenset(key.scopes)}) for key in settings.server.keys
-    ]
-    require_safe(settings.server.host, keys)
+    require_safe(settings.server.host, _configured(settings) or _recorded(settings))
+    keys = Keys(_configured(settings), _own(settings))
+    gate = Gate(settings.server.max_concurrency, behind=settings.server.behind)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
         async with AsyncExitStack() as stack:
-            state = await _open(settings, checker, stack)
+            state = await _open(settings, checker, keys, stack)
             yield {"server": state, "counts": health.new_counts()}
 
     app = FastAPI(
@@ -110,10 +114,9 @@ def create_app(
     )
     for module in routes:
         app.include_router(module.router)
-    app.add_middleware(Guarded, keys=Keys(keys))
-    app.add_middleware(
-        Observed, gate=Gate(settings.server.max_concurrency, behind=settings.server.behind)
-    )
+    app.add_middleware(Guarded, keys=keys)
+    app.add_middleware(Observed, gate=gate)
+    app.state.reload = partial(_reload, keys, gate)
     app.add_exception_handler(ServerError, _render)
     app.add_exception_handler(RequestValidationError, _render_validation)
     app.add_exception_handler(HTTPException, _render_http)
@@ -122,30 +125,79 @@ def create_app(
     return app
 
 
+def _reload(keys: Keys, gate: Gate, settings: Settings) -> None:
+    """Take over those settings that a running server can: `ops.settings.RELOADED`."""
+    keys.configure(_configured(settings))
+    gate.places = settings.server.max_concurrency
+
+
+def _configured(settings: Settings) -> list[Key]:
+    return [
+        Key(**{**key.model_dump(), "scopes": frozenset(key.scopes)}) for key in settings.server.keys
+    ]
+
+
+def _own(settings: Settings) -> Key:
+    """The key with which the improver of this installation asks."""
+    return Key(
+        name=OWN,
+        sha256=digest(own(settings.data_dir)),
+        scopes=frozenset((INFERENCE_SCOPE, FEEDBACK_SCOPE)),
+    )
+
+
+def _recorded(settings: Settings) -> list[Key]:
+    """The good keys of the record, where they decide whether the server may start."""
+    if is_local(settings.server.host):
+        return []
+    try:
+        store = Store.open(settings.store_url)
+        try:
+            return good_keys(store.keys())
+        finally:
+            store.close()
+    except StoreError as error:
+        raise SettingsError(f"the record cannot be asked for API keys: {error}") from error
+
+
+def is_local(host: str) -> bool:
+    """Whether only this machine reaches what listens there."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
 def require_safe(host: str, keys: Sequence[Key]) -> None:
     """Refuse to listen where strangers could come in unless they need a key.
 
     Raises:
         SettingsError: `host` is not loopback, and there is no key to ask for.
     """
-    try:
-        local = ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        local = host == "localhost"
-    if not local and not keys:
+    if not is_local(host) and not keys:
         raise SettingsError(
-            f"server.host is {host!r}: without API keys (server.keys) the server listens on "
-            "loopback only; `journeyman keys NAME` makes one"
+            f"server.host is {host!r}: without API keys the server listens on loopback only; "
+            "`journeyman keys create NAME` makes one"
         )
 
 
 async def _open(
     settings: Settings,
     checker: AbstractAsyncContextManager[Checker] | None,
+    keys: Keys,
     stack: AsyncExitStack,
 ) -> State:
     store = await asyncio.to_thread(Store.open, settings.store_url)
     stack.callback(store.close)
+    keyring = Keyring(store, keys, poll_s=settings.server.poll_s)
+    await keyring.read()  # before the first request
+    following_keys = asyncio.create_task(keyring.run(), name="keys")
+
+    async def stop_following_keys() -> None:
+        keyring.stop()
+        await following_keys
+
+    stack.push_async_callback(stop_following_keys)
     name = f"server@{socket.gethostname()}:{settings.server.port}"
     recorder = Recorder(store, process=name)
     recorder.start()

@@ -1,25 +1,17 @@
 """API keys: who asks, what they may do, and how much of it.
 
 Keys are 256 random bits, known here by their SHA-256 only, so a plain digest is enough and
-comparing takes the same time whichever key is tried. Without any key configured everybody is the
+comparing takes the same time whichever key is tried. They come from the settings and from the
+record (`ops.keys`, followed by `server.keyring`). Where there has never been one everybody is the
 local user; the server then listens on loopback only (`app.require_safe`).
-
-    journeyman keys NAME [--scope inference --scope feedback] [--tenant T] [--tokens-per-minute N]
-
-prints a new key once, and the table of the settings file that admits it.
 """
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import hmac
-import json
-import secrets
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -31,7 +23,6 @@ from server.replies import Exchange
 INFERENCE, FEEDBACK, ADMIN = "inference", "feedback", "admin"
 SCOPES = (INFERENCE, FEEDBACK, ADMIN)
 DEFAULT_TENANT = "default"
-_SHARES = ("--requests-per-minute", "--tokens-per-minute", "--executions-per-minute")
 OPEN_PATHS = frozenset(("/health", "/ready"))
 """Whoever supervises the process needs no key."""
 _SCOPE_OF = (
@@ -52,7 +43,7 @@ _SCOPE_OF = (
 
 @dataclass(frozen=True, kw_only=True)
 class Key:
-    """A key as the settings describe it."""
+    """A key as the settings or the record describe it."""
 
     name: str
     sha256: str
@@ -67,6 +58,7 @@ class Identity:
     """Who asks, with what is left of their shares."""
 
     def __init__(self, key: Key) -> None:
+        self.key = key
         self.name = key.name
         self.tenant = key.tenant
         self.scopes = key.scopes
@@ -154,10 +146,40 @@ LOCAL = Identity(Key(name="local", sha256="", scopes=frozenset(SCOPES)))
 
 
 class Keys:
-    """The keys of an installation."""
+    """The keys of an installation, which may change while it runs.
 
-    def __init__(self, keys: Sequence[Key]) -> None:
-        self._holders = [Identity(key) for key in keys]
+    Once a key has been asked for, one is asked for until the process ends: that the last key is
+    taken away opens nothing.
+
+    Args:
+        configured: those of the settings.
+        own: the installation's own, for which nobody else has to bring one.
+    """
+
+    def __init__(self, configured: Sequence[Key], own: Key | None = None) -> None:
+        self._configured, self._recorded = tuple(configured), tuple[Key, ...]()
+        self._own = () if own is None else (own,)
+        self._holders: list[Identity] = []
+        self._asked = False
+        self._settle()
+
+    def configure(self, keys: Sequence[Key]) -> None:
+        """Take these as the keys of the settings."""
+        self._configured = tuple(keys)
+        self._settle()
+
+    def record(self, keys: Sequence[Key], *, ever: bool) -> None:
+        """Take these as the keys of the record; `ever`: it has had one, perhaps revoked since."""
+        self._recorded = tuple(keys)
+        self._asked |= ever
+        self._settle()
+
+    def _settle(self) -> None:
+        # Who stays keeps what is left of their shares.
+        known = {holder.key: holder for holder in self._holders}
+        keys = dict.fromkeys((*self._configured, *self._recorded))
+        self._holders = [known.get(key) or Identity(key) for key in (*keys, *self._own)]
+        self._asked |= bool(keys)
 
     def identify(self, headers: Headers) -> Identity:
         """Return who asks.
@@ -165,7 +187,7 @@ class Keys:
         Raises:
             Unauthorized: there is no key, or none that is known.
         """
-        if not self._holders:
+        if not self._asked:
             return LOCAL
         scheme, _, given = headers.get("authorization", "").partition(" ")
         if not scheme and "x-api-key" in headers:  # Anthropic's clients
@@ -218,33 +240,3 @@ class Guarded:
             await send(message)
 
         await self._app(scope, receive, with_shares)
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Make a key and print it with the settings that admit it."""
-    parser = argparse.ArgumentParser(prog="journeyman keys", description=main.__doc__)
-    parser.add_argument("name")
-    parser.add_argument("--scope", action="append", choices=SCOPES, default=None)
-    parser.add_argument("--tenant", default=DEFAULT_TENANT)
-    for share in _SHARES:
-        parser.add_argument(share, type=int, metavar="N")
-    given = parser.parse_args(arguments)
-    key = "jm-" + secrets.token_urlsafe(32)
-    scopes: list[Any] = given.scope or [INFERENCE, FEEDBACK]
-    table = [
-        "[[server.keys]]",
-        f'name = "{given.name}"',
-        f'sha256 = "{hashlib.sha256(key.encode()).hexdigest()}"',
-        f"scopes = {json.dumps(scopes)}",
-        f'tenant = "{given.tenant}"',
-    ]
-    for share in _SHARES:
-        name = share.removeprefix("--").replace("-", "_")
-        if (number := getattr(given, name)) is not None:
-            table.append(f"{name} = {number}")
-    sys.stdout.write(f"# {key}   (shown this once)\n" + "\n".join(table) + "\n")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

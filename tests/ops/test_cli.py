@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import http.server
 import importlib.util
 import json
 import os
+import signal
+import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from typer.testing import CliRunner, Result
 
-from ops import cli, doctor, processes, services, swaps
+from ops import cli, doctor, keys, processes, services, swaps
 from ops.doctor import Check
-from ops.errors import Conflict, NotFound, RegistryError
+from ops.errors import Conflict, NotFound, RegistryError, SettingsError
 from ops.records import Adapter, Alias, CycleState, Heartbeat, Metric, SwapReceipt, new_id, now
 from ops.registry import Registry
 from ops.store import Recording, Store
@@ -337,7 +342,6 @@ def test_status_of_a_system(run: Run, tmp_path: Path, store: Store) -> None:
         (["import", "rows.jsonl", "--format", "ilf"], ("improver", "import", "rows.jsonl")),
         (["improve", "--help"], ("improver", "improve", "--help")),
         (["sandbox", "check", "--json"], ("sandbox", "check", "--json")),
-        (["keys", "ide", "--scope", "inference"], ("server.auth", "ide", "--scope", "inference")),
     ],
 )
 def test_other_packages_are_started_by_command(
@@ -372,10 +376,6 @@ def test_the_operator_s_runtime_goes_along_and_one_given_by_hand_wins(
 def test_every_command_names_a_module_that_is_there(command: tuple[str, ...]) -> None:
     assert command[1] == "-m"
     assert importlib.util.find_spec(f"{command[2]}.__main__") is not None
-
-
-def test_the_command_of_keys_names_a_module_that_is_there() -> None:
-    assert importlib.util.find_spec(services.KEYS[2]) is not None
 
 
 def test_the_engine_s_command_names_a_module_that_is_there() -> None:
@@ -465,6 +465,160 @@ def test_flags_reach_the_settings_and_hide_nothing(
     [settings] = seen
     assert (settings.engine.model, settings.engine.port) == ("starter-small", 9100)
     assert settings.server.port == 9000
+
+
+# --- keys -----------------------------------------------------------------------------------
+
+
+def test_a_key_is_made_listed_and_revoked(run: Run, store: Store) -> None:
+    made = json.loads(
+        run("keys", "create", "ide", "--scope", "inference", "--tenant", "t", "--json").stdout
+    )
+    [kept] = store.keys()
+    assert kept.sha256 == keys.digest(made["key"])
+    assert (kept.scopes, kept.tenant) == (["inference"], "t")
+    second = run("keys", "create", "ci", "--requests-per-minute", "30").stdout
+    for form in ([], ["--json"]):
+        listed = run("keys", "list", *form).stdout
+        assert "ide" in listed
+        assert "ci" in listed
+        for secret in (made["key"], second.split()[0], kept.sha256):
+            assert secret not in listed
+    with pytest.raises(Conflict, match="already"):
+        run("keys", "create", "ide")
+    assert "revoked" in run("keys", "revoke", "ide").stdout
+    assert run("keys", "create", "ide").exit_code == 0
+    with pytest.raises(NotFound, match="no key 'none'"):
+        run("keys", "revoke", "none")
+
+
+def test_keys_of_the_settings_are_shown_and_not_revoked_here(run: Run, tmp_path: Path) -> None:
+    printed = run("keys", "create", "ide", "--settings", "--executions-per-minute", "0").stdout
+    (tmp_path / "journeyman.toml").write_text(printed)
+    [row] = json.loads(run("keys", "list", "--json").stdout)
+    assert (row["name"], row["kept_in"], row["executions_per_minute"]) == ("ide", "settings", 0)
+    assert "in the settings" in run("keys", "list").stdout
+    with pytest.raises(SettingsError, match="take it out of"):
+        run("keys", "revoke", "ide")
+
+
+def test_no_key_means_loopback(run: Run) -> None:
+    assert "loopback only" in run("keys", "list").stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["create", "ide", "--tenant", "a b"], "tenant: "),
+        (["create", "x" * 65], "name: "),
+    ],
+)
+def test_a_key_that_the_settings_would_refuse_is_refused(
+    main: Callable[..., tuple[int, str]], arguments: list[str], words: str
+) -> None:
+    status, said = main("keys", *arguments)
+    assert (status, words in said) == (2, True)
+    assert main("keys", "create", "ide", "--scope", "root")[0] == 2
+
+
+# --- feedback and reloading -----------------------------------------------------------------
+
+
+class _Feedback(http.server.BaseHTTPRequestHandler):
+    """Takes feedback on one interaction, as the server does."""
+
+    seen: ClassVar[list[tuple[str, dict[str, Any]]]] = []
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.seen.append((self.headers["Authorization"], body))
+        known = body["inference_id"] == "known"
+        answer = {"id": "f1"} if known else {"error": {"message": "no interaction x"}}
+        self.send_response(200 if known else 404)
+        self.end_headers()
+        self.wfile.write(json.dumps(answer).encode())
+
+    def log_message(self, format: str, *arguments: object) -> None:
+        pass
+
+
+@pytest.fixture
+def listener(monkeypatch: pytest.MonkeyPatch, run: Run) -> Iterator[list[Any]]:
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Feedback)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("JOURNEYMAN_SERVER__PORT", str(server.server_address[1]))
+    _Feedback.seen.clear()
+    yield _Feedback.seen
+    server.shutdown()
+    server.server_close()
+
+
+def test_feedback_is_said_through_the_server_with_the_installation_s_own_key(
+    run: Run, tmp_path: Path, listener: list[Any]
+) -> None:
+    better = tmp_path / "better.py"
+    better.write_text("x = 1\n")
+    said = ["--rejected", "--comment", "off by one", "--demonstration", str(better)]
+    shown = run("feedback", "add", "chatcmpl-known", *said, "--user", "ann")
+    assert "kept f1: accepted False" in shown.stdout
+    assert {key for key, _ in listener} == {f"Bearer {keys.own(tmp_path)}"}
+    bodies = [body for _, body in listener]
+    assert {body["metric_name"]: body["value"] for body in bodies} == {
+        "accepted": False,
+        "comment": "off by one",
+        "demonstration": "x = 1\n",
+    }
+    assert {body["user"] for body in bodies} == {"ann"}
+
+
+def test_feedback_that_is_refused_says_why(
+    main: Callable[..., tuple[int, str]], tmp_path: Path, listener: list[Any]
+) -> None:
+    assert main("feedback", "add", "x", "--accepted") == (
+        1,
+        "journeyman: the server refuses: no interaction x\n",
+    )
+    assert "nothing is said" in main("feedback", "add", "known")[1]
+    assert "cannot read" in main("feedback", "add", "x", "--demonstration", str(tmp_path))[1]
+    assert len(listener) == 1
+
+
+def test_feedback_without_a_server_says_how_to_start_one(
+    main: Callable[..., tuple[int, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.socket() as taken:  # bound, not listening
+        taken.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("JOURNEYMAN_SERVER__PORT", str(taken.getsockname()[1]))
+        status, said = main("feedback", "add", "x", "--accepted")
+    assert (status, "`journeyman up` starts one" in said) == (1, True)
+
+
+def test_reloading_needs_a_server(main: Callable[..., tuple[int, str]], store: Store) -> None:
+    assert "no server of this record" in main("config", "reload")[1]
+    store.beat(Heartbeat(process=SERVER, at=now(), pid=os.getpid(), host="another"))
+    assert "no server of this record" in main("config", "reload")[1]
+
+
+def test_a_running_server_is_told_to_reload(
+    run: Run, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[tuple[int, int]] = []
+    monkeypatch.setattr(os, "kill", lambda *given: told.append(given))
+    beat = Heartbeat(process=SERVER, at=now(), pid=4242, host=socket.gethostname())
+    store.beat(beat)
+    assert f"{SERVER} was told" in run("config", "reload").stdout
+    assert told[-1] == (4242, signal.SIGHUP)
+
+
+def test_completion_can_be_shown(main: Callable[..., tuple[int, str]]) -> None:
+    environment = os.environ | {
+        "_JOURNEYMAN_COMPLETE": "complete_bash",
+        "COMP_WORDS": "journeyman adap",
+        "COMP_CWORD": "1",
+    }
+    command = [sys.executable, "-m", "ops.cli"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.stdout.split() == ["adapters"], done.stderr
 
 
 # --- users ----------------------------------------------------------------------------------

@@ -11,10 +11,13 @@ import httpx
 import openai
 import pytest
 
+from ops import keys
 from ops.errors import SettingsError
-from ops.settings import KeySettings
-from server.app import require_safe
-from server.auth import Key, Keys, main
+from ops.settings import KeySettings, ServerSettings, Settings, StoreSettings
+from ops.store import Store
+from server.app import create_app, require_safe
+from server.auth import Key, Keys
+from server.errors import Unauthorized
 from server.limits import Bucket
 from tests.fake_engine import FakeEngine
 from tests.server.conftest import Running, SharedPool, serving
@@ -145,17 +148,84 @@ def test_keys_open_the_door_to_the_network() -> None:
         require_safe("0.0.0.0", [])
 
 
-def test_a_new_key_is_printed_with_the_settings_that_admit_it(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    shares = ["--requests-per-minute", "30", "--executions-per-minute", "0"]
-    assert main(["ide", "--scope", "inference", "--tenant", "t", *shares]) == 0
-    printed = capsys.readouterr().out
-    key = printed.split()[1]
-    (table,) = tomllib.loads(printed)["server"]["keys"]
+def test_a_new_key_is_printed_with_the_settings_that_admit_it() -> None:
+    new = keys.make("ide", created_by="t", tenant="t", requests_per_minute=30)
+    (table,) = tomllib.loads(keys.as_settings(new.key))["server"]["keys"]
     settings = KeySettings.model_validate({**table, "scopes": tuple(table["scopes"])})
-    assert (settings.requests_per_minute, settings.executions_per_minute) == (30, 0)
+    assert settings.requests_per_minute == 30
     assert settings.tokens_per_minute is None
-    keys = Keys([Key(**{**settings.model_dump(), "scopes": frozenset(settings.scopes)})])
-    headers = httpx.Headers({"authorization": f"Bearer {key}"})
-    assert keys.identify(headers).tenant == "t"  # type: ignore[arg-type]
+    known = Keys([Key(**{**settings.model_dump(), "scopes": frozenset(settings.scopes)})])
+    headers = httpx.Headers({"authorization": f"Bearer {new.secret}"})
+    assert known.identify(headers).tenant == "t"  # type: ignore[arg-type]
+
+
+def test_keys_of_the_record_come_and_go_while_the_server_runs(
+    engine: FakeEngine, pool: SharedPool, tmp_path: Path
+) -> None:
+    with serving(engine, tmp_path, checker=pool) as server:
+        assert _as(server, None).chat().status_code == 200  # loopback, and no key yet
+        new = keys.make("ide", created_by="test")
+        server.store.add_key(new.key)
+        server.until(lambda: server.chat().status_code == 401)
+        assert _as(server, new.secret).chat().status_code == 200
+        assert server.http.get("/v1/adapters").status_code == 403
+        own = keys.own(server.settings.data_dir)
+        assert _as(server, own).chat().status_code == 200  # the improver goes on asking
+        _as(server, new.secret)
+        server.store.revoke_key("ide")
+        server.until(lambda: server.chat().status_code == 401)
+        assert _as(server, None).chat().status_code == 401  # the last key gone opens nothing
+
+
+def test_a_key_that_was_ever_made_is_asked_for_after_a_restart(
+    engine: FakeEngine, pool: SharedPool, tmp_path: Path
+) -> None:
+    store = Store.open(f"sqlite:///{tmp_path / 'journeyman.db'}")
+    store.add_key(keys.make("ide", created_by="test").key)
+    store.revoke_key("ide")
+    store.close()
+    with serving(engine, tmp_path, checker=pool) as server:
+        assert server.chat().status_code == 401
+
+
+def test_keys_of_the_record_open_the_door_to_the_network(tmp_path: Path) -> None:
+    settings = Settings(data_dir=tmp_path, server=ServerSettings(host="0.0.0.0"))
+    with pytest.raises(SettingsError, match="keys create"):
+        create_app(settings)
+    store = Store.open(settings.store_url)
+    store.add_key(keys.make("ide", created_by="test").key)
+    create_app(settings)
+    store.revoke_key("ide")
+    store.close()
+    with pytest.raises(SettingsError, match="keys create"):
+        create_app(settings)
+    unreachable = StoreSettings(url=f"postgresql://nobody@/none?host={tmp_path}")
+    with pytest.raises(SettingsError, match="cannot be asked"):
+        create_app(settings.model_copy(update={"store": unreachable}))
+
+
+def test_who_stays_keeps_what_is_left_of_their_shares() -> None:
+    slow, other = (
+        Key(name=name, sha256=keys.digest(name), scopes=frozenset(), requests_per_minute=2)
+        for name in ("slow", "other")
+    )
+    known = Keys([slow])
+    headers = httpx.Headers({"x-api-key": "slow"})
+    holder = known.identify(headers)  # type: ignore[arg-type]
+    holder.admit()
+    known.record([other], ever=True)
+    known.configure([slow, other])
+    assert known.identify(headers) is holder  # type: ignore[arg-type]
+    known.configure([])
+    with pytest.raises(Unauthorized):
+        known.identify(headers)  # type: ignore[arg-type]
+
+
+def test_the_own_key_is_made_once_and_read_by_its_account_only(tmp_path: Path) -> None:
+    first = keys.own(tmp_path / "new")
+    assert keys.own(tmp_path / "new") == first
+    (file,) = (tmp_path / "new").iterdir()
+    assert file.stat().st_mode & 0o777 == 0o600
+    (tmp_path / "taken").write_text("")
+    with pytest.raises(SettingsError, match="own key"):
+        keys.own(tmp_path / "taken")

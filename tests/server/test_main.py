@@ -12,6 +12,7 @@ from pathlib import Path
 
 import httpx
 
+from ops import keys
 from ops.store import Store
 from tests.fake_engine import PROGRAM, FakeEngine
 from tests.server.conftest import environment
@@ -64,6 +65,39 @@ def test_it_finishes_what_is_in_flight_and_ends_cleanly(engine: FakeEngine, tmp_
     rows = store.interactions()
     store.close()
     assert [row.choices[0]["message"]["content"] for row in rows] == [PROGRAM, PROGRAM]
+    assert "Traceback" not in said
+
+
+def test_on_sighup_it_takes_over_what_it_can(engine: FakeEngine, tmp_path: Path) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    process = _start(tmp_path, server__port=str(port), engine__url=engine.url)
+    url, file = f"http://127.0.0.1:{port}", tmp_path / "journeyman.toml"
+    try:
+        _wait_until_ready(process, url)
+        assert httpx.get(f"{url}/v1/models").status_code == 200
+        key = keys.make("ide", created_by="test")
+        file.write_text(f"[server]\nmax_candidates = 3\n{keys.as_settings(key.key)}\n")
+        process.send_signal(signal.SIGHUP)
+        deadline = time.monotonic() + 20
+        while httpx.get(f"{url}/v1/models").status_code != 401:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        headers = {"Authorization": f"Bearer {key.secret}"}
+        assert httpx.get(f"{url}/v1/models", headers=headers).status_code == 200
+        file.write_text("[server]\nprt = 1\n")  # refused as a whole
+        process.send_signal(signal.SIGHUP)
+        time.sleep(0.3)
+        assert httpx.get(f"{url}/v1/models", headers=headers).status_code == 200
+        process.send_signal(signal.SIGTERM)
+        _, said = process.communicate(timeout=30)
+    finally:
+        process.kill()
+    assert process.returncode == 0, said
+    assert "wait for the server's next start: server.max_candidates" in said
+    assert "the settings stay as they are" in said
+    assert "did you mean server.port?" in said
     assert "Traceback" not in said
 
 
