@@ -25,6 +25,8 @@ SCOPES = (INFERENCE, FEEDBACK, ADMIN)
 DEFAULT_TENANT = "default"
 OPEN_PATHS = frozenset(("/health", "/ready"))
 """Whoever supervises the process needs no key."""
+CONSOLE = "/console"
+"""The pages for people have a door of their own: `server.console.door`."""
 _SCOPE_OF = (
     ("/v1/chat/", INFERENCE),  # what a key has asked it may read again
     ("/v1/completions", INFERENCE),
@@ -181,6 +183,16 @@ class Keys:
         self._holders = [known.get(key) or Identity(key) for key in (*keys, *self._own)]
         self._asked |= bool(keys)
 
+    @property
+    def asked(self) -> bool:
+        """Whether a key is asked for."""
+        return self._asked
+
+    def holder(self, digest: bytes) -> Identity | None:
+        """Return who holds the key of a SHA-256 digest; None where it is not known, or no more."""
+        found = [holder for holder in self._holders if holder.matches(digest)]
+        return found[0] if found else None
+
     def identify(self, headers: Headers) -> Identity:
         """Return who asks.
 
@@ -210,6 +222,11 @@ def scope_of(path: str) -> str:
     return ADMIN
 
 
+def is_open(path: str) -> bool:
+    """Whether no key is asked for here."""
+    return path in OPEN_PATHS or path == CONSOLE or path.startswith(f"{CONSOLE}/")
+
+
 class Guarded:
     """Lets a request in when its key reaches that far, and puts the identity into its state."""
 
@@ -219,7 +236,7 @@ class Guarded:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request (ASGI)."""
-        if scope["type"] != "http" or scope["path"] in OPEN_PATHS:
+        if scope["type"] != "http" or is_open(scope["path"]):
             await self._app(scope, receive, send)
             return
         try:

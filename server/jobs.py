@@ -126,12 +126,17 @@ async def create_job(request: Request) -> dict[str, Any]:
             param="model",
             code="model_not_found",
         )
-    cycle = _queued(state, given)
+    cycle = queued(state, given)
     await state.recorder.write(lambda: state.store.add_cycle(cycle))
     return _job(state, cycle)
 
 
-def _queued(state: State, given: JobIn) -> Cycle:
+def queued(state: State, given: JobIn, *, trigger: str = "api") -> Cycle:
+    """A cycle as it was asked for, to be written into the record.
+
+    Raises:
+        BadRequest: there is no such recipe.
+    """
     settings = state.improvement.settings
     metadata = checked_metadata(given.metadata)
     recipe = metadata.get("recipe", settings.recipe)
@@ -145,7 +150,7 @@ def _queued(state: State, given: JobIn) -> Cycle:
         id=cycle_id,
         created_at=now(),
         recipe=recipe,
-        trigger="api",
+        trigger=trigger,
         state=CycleState.QUEUED,
         stage="",
         settings={
