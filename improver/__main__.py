@@ -42,6 +42,7 @@ from ops import logs, models, services
 from ops import settings as settings_
 from ops.errors import OpsError, SettingsError
 from ops.records import Cycle, CycleState
+from ops.redaction import Scrubber
 from ops.registry import Registry
 from ops.settings import Settings
 from ops.store import Store
@@ -194,6 +195,7 @@ async def _means(
             environment=os.environ | services.cpu_environment(),
             show=show,
             train=train,
+            scrubber=_scrubber(settings),
         )
 
 
@@ -271,6 +273,10 @@ def _as_json(cycle: Cycle) -> dict[str, Any]:
 # --- import ----------------------------------------------------------------------------------
 
 
+def _scrubber(settings: Settings) -> Scrubber:
+    return Scrubber(settings.scrub.personal, settings.scrub.phone_region)
+
+
 async def _import(settings: Settings, given: argparse.Namespace, console: Console) -> int:
     rows = importer.count_lines(given.file)
     store = Store.open(settings.store_url)
@@ -279,7 +285,12 @@ async def _import(settings: Settings, given: argparse.Namespace, console: Consol
             with Progress(console=console, transient=True) as progress:
                 bar = progress.add_task("importing", total=rows)
                 done = await importer.import_file(
-                    given.file, given.format, store, pool, on_row=lambda: progress.advance(bar)
+                    given.file,
+                    given.format,
+                    store,
+                    pool,
+                    _scrubber(settings),
+                    on_row=lambda: progress.advance(bar),
                 )
     finally:
         store.close()

@@ -23,7 +23,7 @@ import subprocess
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -80,6 +80,7 @@ from ops.records import (
     new_id,
     now,
 )
+from ops.redaction import Scrubber
 from ops.registry import Registry
 from ops.settings import ImproverSettings, Settings
 from ops.store import Store
@@ -130,6 +131,7 @@ class Means:
     environment: Mapping[str, str]
     show: Show
     train: trainer.Train = trainer.run_training
+    scrubber: Scrubber = field(default_factory=Scrubber)
 
 
 def start(store: Store, plan: Plan, cycles_dir: Path, *, trigger: str, state: CycleState) -> Cycle:
@@ -301,6 +303,9 @@ class CycleRun:
                 reports[name] = _told(built[name], time.monotonic() - began)
         rows = [row for found in built.values() for row in found.rows]
         drops = [drop for found in built.values() for drop in found.drops]
+        # Tables, corpora and the model's own answers have not been through the record.
+        rows = [screen.scrubbed(row, self.means.scrubber) for row in rows]
+        drops = [screen.scrubbed_drop(drop, self.means.scrubber) for drop in drops]
         write_lines(directory / "rows.jsonl", rows)
         write_lines(directory / "drops.jsonl", drops)
         return {"rows": len(rows), "dropped": _reasons(drops), "by_recipe": reports}

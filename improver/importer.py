@@ -48,6 +48,7 @@ from ops.records import (
     new_id,
     now,
 )
+from ops.redaction import Scrubber
 from ops.store import Recording, Store
 from sandbox.errors import SandboxError, SpecError
 from sandbox.extract import extract_program, program_for, program_sha256
@@ -112,6 +113,7 @@ async def import_file(
     shape: str,
     store: Store,
     pool: Judge,
+    scrubber: Scrubber | None = None,
     *,
     on_row: Callable[[], None] = lambda: None,
 ) -> ImportReport:
@@ -122,6 +124,7 @@ async def import_file(
         shape: `ilf` or `jsonl`.
         store: the record.
         pool: judges the programs.
+        scrubber: what every row passes before it is kept.
         on_row: called after each row, for a progress bar.
 
     Raises:
@@ -136,7 +139,7 @@ async def import_file(
         report.rows += 1
         try:
             entry = read(_object(line))
-            await _import(entry, shape, store, pool, report)
+            await _import(entry, shape, store, pool, scrubber or Scrubber(), report)
         except _Skipped as reason:
             report.skipped[str(reason)] += 1
         except (_BadRow, SpecError, SandboxError) as error:
@@ -175,7 +178,12 @@ def _object(line: str) -> Json:
 
 
 async def _import(
-    entry: Entry, shape: str, store: Store, pool: Judge, report: ImportReport
+    entry: Entry,
+    shape: str,
+    store: Store,
+    pool: Judge,
+    scrubber: Scrubber,
+    report: ImportReport,
 ) -> None:
     interaction_id = _content_id(f"{shape}|{entry.key}")
     try:
@@ -188,7 +196,7 @@ async def _import(
     verification = None
     if entry.spec is not None and entry.spec.has_checks:
         verification = await pool.check(entry.program, entry.spec)
-    store.add([_recording(interaction_id, entry, verification)])
+    store.add([scrubber.recording(_recording(interaction_id, entry, verification))])
     report.imported += 1
     report.verified += verification is not None and verification.verified
 

@@ -27,7 +27,7 @@ from improver.firewall import (
 )
 from improver.types import Drop, Phase, Row
 from ops.records import Json
-from ops.redaction import scrub_text, scrub_value, secrets_in
+from ops.redaction import Scrubber, secrets_in
 from sandbox.spec import Spec, show_value
 from sandbox.values import decode
 
@@ -77,7 +77,7 @@ def screen(
         hit = check_row(row, specs[row.id], firewall)
         suspicion = None if hit else seen.suspicion(row)
         if suspicion is not None:
-            quarantine.append(_dropped(_redacted(row), *suspicion))
+            quarantine.append(_dropped(scrubbed(row, Scrubber()), *suspicion))
         elif hit is not None or (hit := seen.repeats(row)) is not None:
             drops.append(_dropped(row, *hit))
         else:
@@ -182,14 +182,20 @@ def _dropped(row: Row, reason: str, detail: str) -> Drop:
     return Drop(reason=reason, detail=detail, interaction_ids=row.interaction_ids, row=row)
 
 
-def _redacted(row: Row) -> Row:
+def scrubbed(row: Row, scrubber: Scrubber) -> Row:
+    """Return a row as it may be kept: recipes read tables and corpora that nobody has scrubbed."""
     return replace(
         row,
-        messages=scrub_value(row.messages),
-        answer=scrub_text(row.answer),
-        program=scrub_text(row.program),
-        provenance=scrub_value(row.provenance),
+        messages=scrubber.value(row.messages),
+        answer=scrubber.text(row.answer),
+        program=scrubber.text(row.program),
+        provenance=scrubber.value(row.provenance),
     )
+
+
+def scrubbed_drop(drop: Drop, scrubber: Scrubber) -> Drop:
+    """Return a drop whose row is as it may be kept."""
+    return drop if drop.row is None else replace(drop, row=scrubbed(drop.row, scrubber))
 
 
 def check_row(row: Row, spec: Spec, firewall: Firewall) -> tuple[str, str] | None:

@@ -66,5 +66,5 @@ loop_errors_total = Counter(
     "journeyman_loop_errors_total", "Errors caught at the edge of a background loop.", ["loop"]
 )
 scrubbed_total = Counter(
-    "journeyman_scrubbed_total", "Secrets taken out of what was recorded, by kind.", ["kind"]
+    "journeyman_scrubbed_total", "Secrets and personal data taken out of what was recorded.", ["kind"]
 )

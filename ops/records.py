@@ -157,6 +157,19 @@ class Decision(StrEnum):
     """Undecided within its budget: not promoted, may be tried again with more data."""
 
 
+class PersonalKind(StrEnum):
+    """What of a person's data is taken out of the record."""
+
+    EMAIL = "email"
+    PHONE = "phone"
+    PAYMENT_CARD = "payment_card"
+    IBAN = "iban"
+    NATIONAL_NUMBER = "national_number"
+    """Of a person, by the state: tax, insurance or identity."""
+    IP_ADDRESS = "ip_address"
+    """Only public ones."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Interaction:
     """One request and its answer, as the client saw it.

@@ -1,110 +1,168 @@
-"""Secrets in text: found by their shape, and taken out.
+"""Takes secrets and personal data out of everything that is recorded.
 
-Each kind of credential is known by its own unmistakable shape, so that code, tests and prose stay
-as they are; a secret becomes `[redacted:<kind>:<8 hex digits>]`, the same secret always the same
-text, so that equal values stay equal.
-
-Covered: keys and tokens of well-known services, private keys, JSON web tokens, passwords in
-URLs, long literals assigned to names like `password` or `api_key`. Not covered: secrets without a
-shape (a password in prose), and personal data such as names and addresses.
+What they are is found by `credentials` and `personal`. A secret becomes
+`[redacted:<kind>:<8 hex digits>]`, the same secret always the same text. A piece of personal data
+becomes `[redacted:<kind>:<number>]`, numbered within one row: a digest of a telephone number could
+be undone by trying them all. What is answered to the client is not touched. The name by which a
+client knows its user (`user`) stays, but for secrets: the user's data is erased by it.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
-from typing import Any
+from collections.abc import Collection, Iterator
+from dataclasses import replace
+from typing import Any, TypeVar
 
 from ops import metrics
+from ops.credentials import find_credentials
+from ops.personal import find_personal
+from ops.records import Attempt, Execution, Feedback, Interaction, PersonalKind
+from ops.store import Recording
 
-_SHAPES: dict[str, str] = {
-    "private_key": r"-----BEGIN (?:[A-Z]+ )*PRIVATE KEY(?: BLOCK)?-----(?:[^-]|-(?!----)){20,8000}"
-    r"-----END (?:[A-Z]+ )*PRIVATE KEY(?: BLOCK)?-----",
-    "aws_key": r"\b(?:AKIA|ASIA)[A-Z2-7]{16}\b",
-    "github_token": r"\bgh[pousr]_[A-Za-z0-9]{36,255}\b|\bgithub_pat_[A-Za-z0-9_]{50,255}\b",
-    "gitlab_token": r"\bglpat-[A-Za-z0-9_\-]{20,64}\b",
-    "openai_key": r"\bsk-(?:proj-|svcacct-|admin-|ant-[a-z0-9]+-)?[A-Za-z0-9_\-]{32,220}\b",
-    "journeyman_key": r"\bjm-[A-Za-z0-9_\-]{43}\b",
-    "huggingface_token": r"\bhf_[A-Za-z0-9]{30,64}\b",
-    "google_key": r"\bAIza[A-Za-z0-9_\-]{35}\b",
-    "slack_token": r"\bxox[abeoprs]-[A-Za-z0-9\-]{10,250}\b",
-    "stripe_key": r"\b[rs]k_live_[A-Za-z0-9]{20,250}\b",
-    "npm_token": r"\bnpm_[A-Za-z0-9]{36}\b",
-    "pypi_token": r"\bpypi-[A-Za-z0-9_\-]{50,250}\b",
-    "jwt": r"\beyJ[A-Za-z0-9_\-]{10,2000}\.eyJ[A-Za-z0-9_\-]{10,4000}\.[A-Za-z0-9_\-]{10,1000}",
-    "url_password": r"(?<=://)[^\s:/@'\"]{1,64}:[^\s:/@'\"]{3,128}(?=@[\w.\-]+)",
-    "assigned_secret": r"(?i:(?<![A-Za-z])(?:password|passwd|secret|api_?key|access_?token"
-    r"|auth_?token|client_?secret)[\"']?\s*[:=]\s*[\"'])(?P<assigned>[^\s\"']{16,200})(?=[\"'])",
-}
-_ANY = re.compile("|".join(f"(?P<{kind}>{shape})" for kind, shape in _SHAPES.items()))
-_MARK = re.compile(r"\[redacted:\w+:[0-9a-f]{8}\]")
-_PLACEHOLDER = re.compile(
-    r"^(?:<.*>|\$\{?.*|x{4,}|\*{4,}|\.{3,}|your.*|.*example.*|\[redacted.*)$", re.I
-)
+R = TypeVar("R", Interaction, Attempt, Execution, Feedback)
+Span = tuple[int, int, str]
+Numbers = dict[str, int]
+"""The pieces of personal data of one row, in the order in which they were met."""
 
-_HINTS = (
-    *("-----BEGIN", "AKIA", "ASIA", "ghp_", "gho_", "ghu_", "ghs_", "ghr_", "github_pat_"),
-    *("glpat-", "sk-", "jm-", "hf_", "AIza", "xox", "k_live_", "npm_", "pypi-", "eyJ", "://"),
-)
-_WORDS = ("passw", "secret", "key", "token")
+_MARK = re.compile(r"\[redacted:\w+:[0-9a-f]{1,8}\]")
 
 
-def scrub_text(text: str) -> str:
-    """Return the text without secrets; each one taken out is counted.
+class Scrubber:
+    """Takes out what should not be recorded.
 
-    What no database keeps (NUL, halves of surrogate pairs, as a model may write them) is replaced.
+    Args:
+        personal: the kinds of personal data to take out; secrets always are.
+        phone_region: two letters of the country whose telephone numbers are known without `+`.
     """
-    if not text.isascii() or "\0" in text:
-        text = text.replace("\0", "\ufffd").encode("utf-8", "replace").decode()
-    # Searching for plain substrings is much faster than the shapes, and nearly always enough.
-    if not any(hint in text for hint in _HINTS):
-        lowered = text.lower()
-        if not any(word in lowered for word in _WORDS):
+
+    def __init__(
+        self, personal: Collection[PersonalKind] = tuple(PersonalKind), phone_region: str = "US"
+    ) -> None:
+        self._personal = frozenset(personal)
+        self._region = phone_region
+
+    def text(self, text: str) -> str:
+        """Return a text without what should not be recorded; each piece taken out is counted.
+
+        What no database keeps (NUL, halves of surrogate pairs, as a model may write them) is
+        replaced.
+        """
+        return self._text(text, {})
+
+    def value(self, value: Any) -> Any:
+        """Return a JSON value whose texts are scrubbed; what is clean is not copied."""
+        return self._value(value, {})
+
+    def recording(self, recording: Recording) -> Recording:
+        """Return a recording as it may be kept."""
+        numbers: Numbers = {}
+        fields = ("messages", "params", "choices", "spec", "metadata")
+        interaction = self._row(recording.interaction, numbers, *fields)
+        if interaction.user is not None:
+            interaction = replace(interaction, user=scrub_secrets(interaction.user))
+        return Recording(
+            interaction=interaction,
+            attempts=[self._row(row, numbers, "text", "program") for row in recording.attempts],
+            executions=[self.execution(row, numbers) for row in recording.executions],
+            feedback=[self.feedback(row, numbers) for row in recording.feedback],
+        )
+
+    def execution(self, row: Execution, numbers: Numbers | None = None) -> Execution:
+        """Return an execution as it may be kept."""
+        found = {} if numbers is None else numbers
+        return self._row(row, found, "examples", "error_message", "stdout", "stderr")
+
+    def feedback(self, row: Feedback, numbers: Numbers | None = None) -> Feedback:
+        """Return feedback as it may be kept."""
+        row = self._row(row, {} if numbers is None else numbers, "value", "tags")
+        return row if row.user is None else replace(row, user=scrub_secrets(row.user))
+
+    def _row(self, row: R, numbers: Numbers, *names: str) -> R:
+        changes = {
+            name: after
+            for name in names
+            if (after := self._value(before := getattr(row, name), numbers)) is not before
+        }
+        return replace(row, **changes) if changes else row
+
+    def _value(self, value: Any, numbers: Numbers) -> Any:
+        if isinstance(value, str):
+            return self._text(value, numbers)
+        if isinstance(value, list):
+            items = [self._value(item, numbers) for item in value]
+            return items if any(a is not b for a, b in zip(items, value, strict=True)) else value
+        if isinstance(value, dict):
+            pairs = {
+                self._text(str(key), numbers): self._value(item, numbers)
+                for key, item in value.items()
+            }
+            same = len(pairs) == len(value) and all(pairs.get(k) is v for k, v in value.items())
+            return value if same else pairs
+        return value
+
+    def _text(self, text: str, numbers: Numbers) -> str:
+        text = _storable(text)
+        if len(text) < LEAST_CHARS:
             return text
-    return _ANY.sub(_redacted, text)
+        found = list(find_credentials(text))
+        if self._personal:
+            found += find_personal(text, self._personal, phone_region=self._region)
+        return _without(text, found, numbers) if found else text
+
+
+LEAST_CHARS = 6
+"""No secret and no piece of personal data is shorter."""
+
+
+def scrub_secrets(text: str) -> str:
+    """Return a text without secrets; personal data stays."""
+    text = _storable(text)
+    return _without(text, list(find_credentials(text)), {})
 
 
 def secrets_in(text: str) -> list[str]:
     """Return the kinds of secrets that a text holds, in their order.
 
-    The mark of one that was taken out before counts as `redacted`.
+    The mark of anything that was taken out before counts as `redacted`.
     """
-    kinds = [kind for match in _ANY.finditer(text) if (kind := _secret(match)[0])]
+    kinds = [kind for _, _, kind in _apart(text, list(find_credentials(text)))]
     return kinds + ["redacted"] * len(_MARK.findall(text))
 
 
-def _secret(match: re.Match[str]) -> tuple[str, str]:
-    """The kind and text of a secret; nothing where it only looks like one."""
-    if match["assigned"] is None:
-        return match.lastgroup or "", match[0]
-    secret = match["assigned"]
-    # A literal of one kind of character is a word or a number more likely than a secret.
-    kinds = sum(bool(re.search(p, secret)) for p in (r"[a-z]", r"[A-Z]", r"\d", r"[^\w]"))
-    if kinds < 2 or _PLACEHOLDER.match(secret):
-        return "", ""
-    return "assigned_secret", secret
+def _storable(text: str) -> str:
+    if text.isascii() and "\0" not in text:
+        return text
+    return text.replace("\0", "\ufffd").encode("utf-8", "replace").decode()
 
 
-def _redacted(match: re.Match[str]) -> str:
-    kind, secret = _secret(match)
-    return match[0].removesuffix(secret) + _mark(kind, secret) if kind else match[0]
+def _apart(text: str, found: list[Span]) -> Iterator[Span]:
+    """The pieces in their order: of those that overlap the first and longest, of marks none."""
+    if not found:
+        return
+    taken = 0
+    marks = [match.span() for match in _MARK.finditer(text)]
+    for start, end, kind in sorted(found, key=lambda span: (span[0], -span[1])):
+        if start >= taken and not any(start < b and a < end for a, b in marks):
+            yield start, end, kind
+            taken = end
 
 
-def _mark(kind: str, secret: str) -> str:
+def _without(text: str, found: list[Span], numbers: Numbers) -> str:
+    parts, done = [], 0
+    for start, end, kind in _apart(text, found):
+        parts += [text[done:start], _mark(kind, text[start:end], numbers)]
+        done = end
+    return "".join([*parts, text[done:]])
+
+
+def _mark(kind: str, piece: str, numbers: Numbers) -> str:
     metrics.scrubbed_total.labels(kind).inc()
-    digest = hashlib.sha256(secret.encode("utf-8", "surrogatepass")).hexdigest()
+    if kind in _PERSONAL:
+        return f"[redacted:{kind}:{numbers.setdefault(piece, len(numbers) + 1)}]"
+    digest = hashlib.sha256(piece.encode("utf-8", "surrogatepass")).hexdigest()
     return f"[redacted:{kind}:{digest[:8]}]"
 
 
-def scrub_value(value: Any) -> Any:
-    """Return a JSON value whose texts hold no secrets; what is clean is not copied."""
-    if isinstance(value, str):
-        return scrub_text(value)
-    if isinstance(value, list):
-        items = [scrub_value(item) for item in value]
-        return items if any(a is not b for a, b in zip(items, value, strict=True)) else value
-    if isinstance(value, dict):
-        pairs = {scrub_text(str(key)): scrub_value(item) for key, item in value.items()}
-        same = len(pairs) == len(value) and all(pairs.get(k) is v for k, v in value.items())
-        return value if same else pairs
-    return value
+_PERSONAL = frozenset(kind.value for kind in PersonalKind)

@@ -25,7 +25,7 @@ from pydantic_settings import (
 )
 
 from ops.errors import SettingsError
-from ops.records import Tainted
+from ops.records import PersonalKind, Tainted
 
 PREFIX = "JOURNEYMAN_"
 OTHER_VARIABLES = frozenset(
@@ -133,6 +133,19 @@ class RetentionSettings(Section):
         None, ge=1 << 20, description="of the database; the oldest interactions make room (SQLite)"
     )
     sweep_every_s: float = Field(600.0, gt=0)
+
+
+class ScrubSettings(Section):
+    """What is taken out of everything that is recorded, beside secrets, which always are."""
+
+    personal: tuple[PersonalKind, ...] = Field(
+        tuple(PersonalKind), description="kinds of personal data that are taken out; []: none"
+    )
+    phone_region: str = Field(
+        "US",
+        pattern=r"^[A-Z]{2}$",
+        description="country whose telephone numbers are known without + and a country code",
+    )
 
 
 class ErasureSettings(Section):
@@ -413,6 +426,7 @@ class Settings(BaseSettings):
     engine: EngineSettings = EngineSettings()
     server: ServerSettings = ServerSettings()
     retention: RetentionSettings = RetentionSettings()
+    scrub: ScrubSettings = ScrubSettings()
     erasure: ErasureSettings = ErasureSettings()
     sandbox: SandboxSettings = SandboxSettings()
     improver: ImproverSettings = ImproverSettings()

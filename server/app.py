@@ -30,6 +30,7 @@ from ops.erasure import Eraser
 from ops.errors import ModelError, SettingsError, StoreError
 from ops.keys import OWN, digest, own
 from ops.models import resolve
+from ops.redaction import Scrubber
 from ops.registry import Registry
 from ops.settings import SandboxSettings, Settings
 from ops.store import Store
@@ -199,7 +200,8 @@ async def _open(
 
     stack.push_async_callback(stop_following_keys)
     name = f"server@{socket.gethostname()}:{settings.server.port}"
-    recorder = Recorder(store, process=name)
+    scrubber = Scrubber(settings.scrub.personal, settings.scrub.phone_region)
+    recorder = Recorder(store, scrubber, process=name)
     recorder.start()
     stack.push_async_callback(asyncio.to_thread, recorder.close)
     engine = await stack.enter_async_context(

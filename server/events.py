@@ -28,7 +28,6 @@ from server.feedback_log import checked, keep
 from server.limits import read_json
 from server.openapi import body_of, errors
 from server.protocol import MAX_ID_CHARS, FeedbackIn, validated
-from server.scrub import scrub_text
 from server.state import State, current
 
 router = APIRouter(tags=["feedback"])
@@ -169,7 +168,7 @@ def _find(state: State, identity: Identity, event: Json) -> str | None:
     prompt = event.get("prompt")
     if not isinstance(prompt, str) or not prompt:
         return None
-    prompt = scrub_text(prompt)
+    prompt = state.recorder.scrubber.text(prompt)
     since = now() - timedelta(seconds=FOUND_WITHIN_S)
     for row in state.store.interactions(limit=LOOKED_AT, since=since, source=Source.SERVED):
         asked = row.messages[0].get("content") if row.messages else None

@@ -33,9 +33,8 @@ from server.limits import read_json
 from server.openapi import body_of, errors
 from server.protocol import MAX_ID_CHARS, validated
 from server.replies import Exchange, Reply
-from server.scrub import scrub_execution
 from server.state import State, current
-from server.verification import Judgement, Program, execution_row
+from server.verification import Program, execution_row
 
 router = APIRouter(tags=["executions"])
 
@@ -170,8 +169,9 @@ async def get_execution(request: Request, execution_id: str) -> dict[str, Any]:
 
 
 async def _keep(state: State, row: Execution) -> None:
+    kept = state.recorder.scrubber.execution(row)
     try:
-        await state.recorder.write(partial(state.store.add_execution, scrub_execution(row)))
+        await state.recorder.write(partial(state.store.add_execution, kept))
     except Conflict as error:  # deleted while the program ran
         raise NotFoundError(f"no interaction {row.interaction_id}", param="inference_id") from error
 
@@ -236,7 +236,7 @@ async def _run(
         row = execution_row(judgement, interaction_id=target, attempt_id=None)
         if row is None:
             raise SandboxUnavailable("the sandbox failed; this says nothing about the program")
-        return replace(row, tenant=tenant), {"verification": _verification(state, judgement)}
+        return replace(row, tenant=tenant), {"verification": judgement.public(state.judge.tier)}
     calls = [_arguments(call, place) for place, call in enumerate(given.calls)]
     if given.entry_point and not calls:
         raise BadRequest("entry_point needs calls", param="calls")
@@ -284,10 +284,6 @@ def _value(value: object) -> Json:
     if isinstance(value, values.Opaque):
         return {"value": {"$opaque": value.type_name}}
     return {"value": values.encode(value)}
-
-
-def _verification(state: State, judgement: Judgement) -> Json:
-    return judgement.public(state.judge.tier)
 
 
 def _row(run: Run, digest: str, target: str | None, tenant: str) -> Execution:

@@ -22,7 +22,6 @@ from server.feedback_log import changed, checked, keep, require_theirs
 from server.limits import read_json
 from server.openapi import body_of, errors, feedback_docs
 from server.protocol import MAX_FEEDBACK_BATCH, MAX_ID_CHARS, FeedbackChange, validated
-from server.scrub import scrub_feedback
 from server.state import State, current
 
 router = APIRouter(prefix="/v1/feedback", tags=["feedback"])
@@ -98,7 +97,7 @@ async def change_feedback(request: Request, feedback_id: str) -> dict[str, Any]:
 
     def write() -> Feedback:
         row = _one(state, identity, feedback_id)
-        row = scrub_feedback(changed(row, value=given.value, tags=given.tags))
+        row = state.recorder.scrubber.feedback(changed(row, value=given.value, tags=given.tags))
         state.store.update_feedback(row)
         return row
 

@@ -21,7 +21,6 @@ from server.auth import Identity
 from server.calls import bare_id
 from server.errors import BadRequest, NotFoundError
 from server.protocol import METRIC_TYPES, FeedbackIn, validated
-from server.scrub import scrub_feedback, scrub_recording
 from server.state import State
 
 
@@ -87,9 +86,11 @@ async def keep(
     """
     rows = [_row(item) for item in given]
 
+    scrub = state.recorder.scrubber
+
     def write() -> list[str]:
         if about is not None:
-            state.store.add([scrub_recording(about)])
+            state.store.add([scrub.recording(about)])
         ahead = {
             str(row.interaction_id)
             for row, place in zip(rows, places, strict=True)
@@ -97,7 +98,7 @@ async def keep(
         }
         state.recorder.expect(ahead)
         real = [row for row, item in zip(rows, given, strict=True) if not item.dryrun]
-        ids = iter(state.store.put_feedback([scrub_feedback(row) for row in real], ahead=ahead))
+        ids = iter(state.store.put_feedback([scrub.feedback(row) for row in real], ahead=ahead))
         return [row.id if item.dryrun else next(ids) for row, item in zip(rows, given, strict=True)]
 
     try:
@@ -210,7 +211,7 @@ def from_metadata(state: State, interaction_id: str, metadata: dict[str, str]) -
     for old in state.store.feedback(interaction_id):
         if old.identifier == METADATA_IDENTIFIER and old.metric not in {r.metric for r in rows}:
             state.store.delete_feedback(old.id)
-    state.store.put_feedback([scrub_feedback(row) for row in rows])
+    state.store.put_feedback([state.recorder.scrubber.feedback(row) for row in rows])
     for row in rows:
         metrics.feedback_total.labels(row.metric, row.source.value).inc()
 

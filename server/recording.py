@@ -22,9 +22,9 @@ from typing import Any, TypeVar
 from ops import metrics
 from ops.errors import Conflict, StoreError
 from ops.records import Heartbeat, now
+from ops.redaction import Scrubber
 from ops.store import Recording, Store
 from server.errors import RecordUnavailable
-from server.scrub import scrub_recording
 
 log = logging.getLogger(__name__)
 
@@ -51,10 +51,19 @@ class Issued:
 
 
 class Recorder:
-    """Writes to the store from one thread of its own. Start it before use, close it after."""
+    """Writes to the store from one thread of its own. Start it before use, close it after.
 
-    def __init__(self, store: Store, *, process: str = "server") -> None:
+    Args:
+        store: the record.
+        scrubber: what `record` passes every row through; whoever writes otherwise uses it too.
+        process: the name of its heartbeat.
+    """
+
+    def __init__(
+        self, store: Store, scrubber: Scrubber | None = None, *, process: str = "server"
+    ) -> None:
         self._store = store
+        self.scrubber = scrubber or Scrubber()
         self._process = process
         self._queue: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="recorder", daemon=True)
@@ -180,7 +189,7 @@ class Recorder:
             return
         started = time.perf_counter()
         try:
-            recordings = [scrub_recording(j.recording) for j in jobs if j.recording]
+            recordings = [self.scrubber.recording(j.recording) for j in jobs if j.recording]
             adopting = self._expected.intersection(r.interaction.id for r in recordings)
             self._store.add(recordings, adopting=adopting)
             self._expected -= adopting

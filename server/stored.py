@@ -23,7 +23,6 @@ from server.feedback_log import from_metadata
 from server.limits import read_json
 from server.openapi import errors
 from server.protocol import checked_metadata
-from server.scrub import scrub_value
 from server.state import State, current
 
 router = APIRouter(prefix=CHAT, tags=["stored completions"])
@@ -102,7 +101,7 @@ async def update_stored(request: Request, completion_id: str) -> dict[str, Any]:
     for name in body:
         if name != "metadata":
             raise BadRequest("unknown field", param=name, code="unknown_field")
-    metadata: dict[str, str] = scrub_value(checked_metadata(body.get("metadata")))
+    metadata: dict[str, str] = state.recorder.scrubber.value(checked_metadata(body.get("metadata")))
 
     def update() -> Interaction:
         row = _one(state, identity, completion_id)

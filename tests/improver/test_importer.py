@@ -187,3 +187,14 @@ async def test_a_file_that_cannot_be_read(store: Store, judge: ExecJudge, tmp_pa
         await import_file(tmp_path / "absent", "ilf", store, judge)
     with pytest.raises(ImportFileError, match="no shape"):
         await import_file(EXAMPLES, "csv", store, judge)
+
+
+async def test_what_is_imported_holds_no_secret_and_nobodys_address(
+    store: Store, judge: ExecJudge, tmp_path: Path
+) -> None:
+    key = "AKIA" + "IOSFODNN7ABCDEFG"
+    row = ROW | {"feedback": f"Ask ann@gmail.com for {key}."}
+    await import_file(write(tmp_path / "f", row), "ilf", store, judge)
+    [interaction] = store.interactions()
+    [comment] = [f for f in store.feedback(interaction.id) if f.metric == Metric.COMMENT]
+    assert str(comment.value).startswith("Ask [redacted:email:1] for [redacted:aws_key:")

@@ -13,10 +13,10 @@ from improver.dataset import drop_from_lineage, keep_lineage, require, split, wr
 from improver.errors import FirewallError, NotEnough
 from improver.firewall import Exam, Firewall
 from improver.recipes.ilf import make_row
-from improver.screen import Caps, Screened, screen
+from improver.screen import Caps, Screened, screen, scrubbed, scrubbed_drop
 from improver.types import Case, Drop, Origin, Row, read_lines, to_json
 from ops.records import CycleState
-from ops.redaction import scrub_text
+from ops.redaction import Scrubber, scrub_secrets
 from ops.store import Recording, Store
 from sandbox.spec import Example, Spec
 from tests.ops import records
@@ -164,8 +164,19 @@ def test_a_row_with_a_secret_goes_into_quarantine_without_it(place: str) -> None
     assert found.report["quarantined"] == {"holds a secret": 1}
 
 
+def test_rows_are_kept_without_secrets_and_personal_data() -> None:
+    held = row(1, f"def f(x):\n    return '{SECRET}'\n", text="Write to ann@gmail.com.")
+    clean = scrubbed(held, Scrubber())
+    assert SECRET not in json.dumps(to_json(clean))
+    assert "ann@" not in json.dumps(to_json(clean))
+    drop = Drop(reason="failed", detail="", interaction_ids=[], row=held)
+    assert scrubbed_drop(drop, Scrubber()).row == clean
+    empty = Drop(reason="failed", detail="", interaction_ids=[])
+    assert scrubbed_drop(empty, Scrubber()) is empty
+
+
 def test_a_mark_may_be_asked_about_but_not_learned() -> None:
-    mark = scrub_text(f"'{SECRET}'")
+    mark = scrub_secrets(f"'{SECRET}'")
     found = screened(
         row(1, text=f"Why is {mark} refused?"), row(2, f"def f(x):\n    return {mark}")
     )

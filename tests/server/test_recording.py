@@ -13,6 +13,7 @@ from ops.store import Recording, Store
 from server.errors import RecordUnavailable
 from server.recording import MAX_BATCH, Recorder
 from tests.ops import records
+from tests.server.conftest import Running
 
 
 @pytest.fixture
@@ -87,3 +88,37 @@ async def test_a_full_disk_refuses_and_recovers_by_itself(
             await asyncio.sleep(0.05)
     recorder.require()
     await recorder.record(Recording(interaction=records.interaction()))
+
+
+# Put together at run time, so that no scanner takes this file for a leak.
+AWS = "AKIA" + "IOSFODNN7ABCDEFG"
+GITHUB = "gh" + "p_" + "a1B2" * 9
+MAIL = "ann@gmail.com"
+
+
+def test_the_record_holds_no_secret_and_nobodys_address(server: Running) -> None:
+    key, token = AWS, GITHUB
+    server.engine.script = lambda body, index: (
+        f"```python\nKEY = '{key}'\ndef f():\n    return KEY\n```"
+    )
+    spec = {"entry_point": "f", "examples": [{"input": [], "output": key}]}
+    messages = [{"role": "user", "content": f"use {key}, {MAIL}"}]
+    answer = server.chat(messages=messages, io_spec=spec, metadata={"k": token}).json()
+    assert key in answer["choices"][0]["message"]["content"]  # the client's own
+    assert answer["choices"][0]["verification"]["verified"] is True
+    server.http.post(
+        "/v1/feedback",
+        json={
+            "inference_id": answer["id"],
+            "metric_name": "comment",
+            "value": f"no {token} of {MAIL}",
+        },
+    )
+    whole = server.http.get(f"/v1/interactions/{answer['id']}").text
+    assert "redacted:aws_key" in whole
+    assert "redacted:github_token" in whole
+    server.http.close()
+    data = b"".join(p.read_bytes() for p in server.settings.data_dir.glob("journeyman.db*"))
+    assert key.encode() not in data
+    assert token.encode() not in data
+    assert MAIL.encode() not in data
