@@ -175,7 +175,8 @@ def test_every_step_of_the_tests_is_run_and_each_failure_counts(checkout: Checko
     done = checkout.run("test", "-k", "one thing")
     lines = done.stdout.splitlines()
     assert [line.split()[0] for line in lines[:-1]] == ["ruff", "ruff", "mypy", "lint-imports"]
-    assert lines[-1] == "== 3 passed: -m pytest -k one thing"
+    assert lines[-1].startswith("== 3 passed: -m pytest --numprocesses=")
+    assert lines[-1].endswith(" -k one thing")
     assert done.returncode == 1
     assert "failed: mypy" in done.stderr
     checkout.program("mypy", "exit 0")
