@@ -67,7 +67,7 @@ from improver.types import (
     write_lines,
 )
 from improver.workspace import Journal, Workspace
-from ops.errors import Conflict, OpsError
+from ops.errors import Conflict, OpsError, StoreUnavailable
 from ops.models import Model
 from ops.records import (
     Adapter,
@@ -226,7 +226,8 @@ class CycleRun:
     async def run(self) -> Cycle:
         """Run every stage that is not done and return the cycle's row as it ends.
 
-        When this call is cancelled, the cycle stays `running` in the record: it will be resumed.
+        When this call is cancelled, or the record cannot be reached, the cycle stays `running` in
+        the record: it will be resumed.
         Paused or cancelled by its user, it stops within seconds, except while it is released.
         """
         began = self.cycle.started_at or now()
@@ -242,6 +243,9 @@ class CycleRun:
             return self._halt()
         except NotEnough as error:
             return self._end(CycleState.SKIPPED, str(error))
+        except StoreUnavailable:
+            # No fault of the cycle's: it stays `running` and goes on when the record is back.
+            raise
         except (ImproverError, OpsError, SandboxError, OSError) as error:
             logger.exception("the cycle failed", extra=self._extra())
             self._withdraw()

@@ -2,8 +2,9 @@
 
 Queues a cycle when the clock says so or enough has been said (`schedule`), takes up what is queued
 or was left behind by a killed improver, one at a time under the lease, in an idle window where that
-is asked for (`idle`), and says in the store that it lives. A stop (SIGTERM) cancels the running
-cycle, which stays `running` in the record and goes on at the next start.
+is asked for (`idle`), and says in the store that it lives. Between cycles it finishes erasures that
+had to wait for one. A stop (SIGTERM) cancels the running cycle, which stays `running` in the record
+and goes on at the next start; so does one whose record could not be reached.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ import asyncio
 import logging
 import os
 import socket
+from collections import Counter
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
@@ -23,7 +25,8 @@ from improver import lease, schedule
 from improver.cycle import Plan, abandoned, fail, note
 from improver.errors import CycleError, ImproverError
 from improver.idle import Idle
-from ops.errors import ModelError, OpsError, SettingsError, StoreError
+from ops.erasure import Eraser
+from ops.errors import ModelError, OpsError, SettingsError, StoreError, StoreUnavailable
 from ops.records import Cycle, CycleState, Heartbeat, now
 from ops.registry import Registry
 from ops.settings import Settings
@@ -37,6 +40,10 @@ LOOK_S = 2.0
 BEAT_S = 10.0
 COUNT_S = 60.0
 """How often it is counted whether enough has been said."""
+ERASE_S = 30.0
+"""How often it is looked whether erasures are open."""
+TRIES = 5
+"""How often a cycle is taken up again that the record failed; then it has failed itself."""
 
 RunCycle = Callable[[Cycle], Awaitable[Cycle]]
 
@@ -45,6 +52,7 @@ RunCycle = Callable[[Cycle], Awaitable[Cycle]]
 class _State:
     cycle_id: str | None = None
     finished: int = 0
+    tries: Counter[str] = field(default_factory=Counter)
 
 
 class Worker:
@@ -63,6 +71,13 @@ class Worker:
         self._settings = settings
         self._idle = idle
         self._registry = Registry(store, settings.adapters_dir)
+        self._eraser = Eraser(
+            store,
+            self._registry,
+            cycles_dir=settings.cycles_dir,
+            evaluations_dir=settings.evaluations_dir,
+            policy=settings.erasure.tainted,
+        )
         self._store = store
         self._run_cycle = run_cycle
         self._stopping = asyncio.Event()
@@ -85,6 +100,7 @@ class Worker:
         tasks = [
             asyncio.create_task(self._beat(), name="heartbeat"),
             asyncio.create_task(self._count(), name="thresholds"),
+            asyncio.create_task(self._erase(), name="erasures"),
             asyncio.create_task(self._work(), name="cycles"),
             asyncio.create_task(self._stopping.wait(), name="stop"),
         ]
@@ -156,6 +172,19 @@ class Worker:
                 logger.warning("not counted: %s", error, extra={"action": "cycle_refused"})
             await asyncio.sleep(COUNT_S)
 
+    async def _erase(self) -> None:
+        """Finish erasures that had to wait for a cycle, or whose process was killed."""
+        while True:
+            try:
+                if self._state.cycle_id is None:  # else its files have to be waited for
+                    for erasure in await asyncio.to_thread(self._eraser.finish_open):
+                        if erasure.finished_at is not None:
+                            extra = {"action": "erasure_finished", "erasure_id": erasure.id}
+                            logger.info("erasure %s is finished", erasure.id, extra=extra)
+            except (OpsError, OSError) as error:  # the loop's edge
+                logger.warning("not erased: %s", error, extra={"action": "erasure_refused"})
+            await asyncio.sleep(ERASE_S)
+
     async def _queue(self, trigger: str, due: datetime | None, why: str = "the clock") -> None:
         plan, where = Plan.of(self._settings), self._settings.cycles_dir
         cycle = await asyncio.to_thread(
@@ -188,6 +217,12 @@ class Worker:
                 self._state.cycle_id = cycle.id
                 try:
                     ended = await self._run_cycle(cycle)
+                except StoreUnavailable as error:
+                    # The cycle is at no fault and goes on; but what fails for ever must end.
+                    self._state.tries[cycle.id] += 1
+                    if self._state.tries[cycle.id] < TRIES:
+                        raise
+                    ended = await asyncio.to_thread(fail, self._store, cycle, error)
                 except (ImproverError, ModelError, SandboxError) as error:
                     # Left as it is, it would be taken up again at once, for ever.
                     ended = await asyncio.to_thread(fail, self._store, cycle, error)

@@ -7,6 +7,7 @@
 The first step writes the certificate, with the ids by which the others are done: killed anywhere,
 the same call goes on where it was. While an improver is at work its cycle's files are left alone
 and the erasure stays open; an adapter that cycle makes of such rows is tainted as it is registered.
+The improver finishes what is open by itself when its cycle has ended (`improver.worker`).
 
 What is not found: requests that named no user, runs of client programs that belong to no answer,
 what an adapter wrote for others meanwhile, and copies elsewhere (backups, files of `--out`).
@@ -119,6 +120,14 @@ class Eraser:
         if ended:
             return Erased(erasure=ended[-1])
         return Erased(erasure=earlier[0], already=True)
+
+    def finish_open(self) -> list[Erasure]:
+        """Go on with every erasure that is open, the oldest first, and return them as they are now.
+
+        What is waited for (a cycle at work, another process at the same) leaves them open.
+        """
+        open_ = [e for e in self._store.erasures() if e.finished_at is None]
+        return [self._finish(erasure) for erasure in reversed(open_)]
 
     def certificates(self, *, tenant: str | None = None) -> list[Erasure]:
         """Return the erasures, newest first; only those within a tenant, if given."""

@@ -94,3 +94,22 @@ def test_what_was_imported_or_refused_or_said_by_a_program_does_not_count(store:
     store.put_feedback([refused, machine])
     assert store.count_new(None) == {"feedback": 1, "failures": 0, "accepted": 0}
     assert store.count_new(now()) == {"feedback": 0, "failures": 0, "accepted": 0}
+
+
+def test_a_clock_that_is_set_back_strikes_once(store: Store, tmp_path: Path) -> None:
+    due = DAY + timedelta(hours=3)
+    began = records.cycle(
+        trigger="schedule", state=CycleState.SUCCEEDED, created_at=due + timedelta(minutes=1)
+    )
+    store.add_cycle(began)
+    again = schedule.last_due(NIGHTLY, due + timedelta(seconds=5))  # it strikes three once more
+    assert again == due
+    assert schedule.queue_once(store, plan(), tmp_path, trigger="schedule", due=again) is None
+    tomorrow = schedule.last_due(NIGHTLY, due + timedelta(days=1, minutes=30))
+    assert schedule.queue_once(store, plan(), tmp_path, trigger="schedule", due=tomorrow)
+
+
+def test_a_clock_that_jumps_over_nights_strikes_once() -> None:
+    assert schedule.last_due(NIGHTLY, DAY + timedelta(days=9, hours=3, minutes=2)) == (
+        DAY + timedelta(days=9, hours=3)
+    )

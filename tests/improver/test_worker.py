@@ -19,8 +19,9 @@ from improver.cycle import Plan, abandoned, start
 from improver.errors import CycleError
 from improver.idle import Idle
 from improver.worker import Worker
-from ops.errors import SettingsError
-from ops.records import Alias, Cycle, CycleState, Heartbeat, now
+from ops.erasure import Eraser
+from ops.errors import SettingsError, StoreUnavailable
+from ops.records import Alias, Cycle, CycleState, Heartbeat, Tainted, now
 from ops.registry import Registry
 from ops.settings import ImproverSettings, Settings
 from ops.store import Recording, Store, leases
@@ -34,6 +35,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(worker, "LOOK_S", 0.02)
     monkeypatch.setattr(worker, "BEAT_S", 0.02)
     monkeypatch.setattr(worker, "COUNT_S", 0.02)
+    monkeypatch.setattr(worker, "ERASE_S", 0.02)
     monkeypatch.setattr(idle, "LOOK_S", 0.02)
 
 
@@ -283,6 +285,54 @@ async def test_what_its_user_cancelled_does_not_fail(store: Store, settings: Set
         await until(lambda: daemon.gauges()["finished"] == 1)
     ended = store.cycle(cycle.id)
     assert (ended.state, ended.error) == (CycleState.CANCELLED, "enough of it")
+
+
+async def test_an_erasure_that_waited_for_a_cycle_is_finished_without_being_asked_again(
+    store: Store, settings: Settings
+) -> None:
+    store.add([Recording(interaction=records.interaction(user="ann"))])
+    eraser = Eraser(
+        store,
+        Registry(store, settings.adapters_dir),
+        cycles_dir=settings.cycles_dir,
+        evaluations_dir=settings.evaluations_dir,
+        policy=Tainted.ROLLBACK,
+    )
+    cycle = queue(store, settings)
+    runner = Runner(store)
+    runner.gate.clear()
+    async with running(Worker(settings, store, runner)):
+        await until(lambda: runner.ran == [cycle.id])
+        erased = await asyncio.to_thread(eraser.erase, "ann", actor="test")
+        await asyncio.sleep(0.1)
+        assert store.erasures()[0].finished_at is None  # its files may hold her words
+        runner.gate.set()
+        await until(lambda: store.erasures()[0].finished_at is not None)
+    [ended] = store.erasures()
+    assert ended.id == erased.erasure.id
+    assert ended.actor == "test"
+
+
+@pytest.mark.parametrize(("times", "ends"), [(3, "succeeded"), (99, "failed")])
+async def test_a_record_that_is_away_is_no_fault_of_the_cycle_unless_it_stays_so(
+    store: Store, settings: Settings, times: int, ends: str
+) -> None:
+    cycle = queue(store, settings)
+    tried = 0
+
+    async def run(found: Cycle) -> Cycle:
+        nonlocal tried
+        tried += 1
+        store.update_cycle(found.id, state=CycleState.RUNNING)
+        if tried <= times:
+            raise StoreUnavailable("the server closed the connection")
+        return store.update_cycle(found.id, state=CycleState.SUCCEEDED, finished_at=now())
+
+    async with running(Worker(settings, store, run)):
+        await until(lambda: store.cycle(cycle.id).finished_at is not None)
+        await asyncio.sleep(0.1)
+    assert store.cycle(cycle.id).state == ends
+    assert tried == min(times + 1, worker.TRIES)
 
 
 async def test_a_malformed_schedule_is_refused(store: Store, tmp_path: Path) -> None:
