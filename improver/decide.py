@@ -1,23 +1,9 @@
 """The gate: is the candidate better, by what two arms did on the same tasks with the same seeds?
 
-Only discordant pairs speak: tasks that one arm solves and the other does not. With b pairs won and
-c lost by the candidate, and H0 that it wins a discordant pair with probability at most 1/2, the
-wealth of a gambler who bets on every win probability t above 1/2 at once, in equal parts, is
-
-    E(b, c) = integral over t from 1/2 to 1 of  2 * (2 t)^b * (2 (1 - t))^c  dt
-            = b! c! / (b + c + 1)! * sum over k = 0..b of binomial(b + c + 1, k).
-
-Under H0 each factor has mean at most 1, so E is a test supermartingale and the chance that it ever
-reaches 1/a is at most a (Ville's inequality), however often one looks and whenever one stops: a
-mixture (Robbins 1970) in the sense of Ramdas, Grünwald, Vovk and Shafer, "Game-theoretic statistics
-and safe anytime-valid inference", arXiv 2210.01948, section 3. The same sum with b and c exchanged
-tells that the candidate is worse. The arithmetic is exact, in integers.
-
-With a minimum effect d > 0, H0 is that the mean of the pairs' scores (1 won, -1 lost, 0 equal) is
-at most d. The gambler then bets shares l of a fixed grid on every pair, equal ones included: the
-mean of products of 1 + l (score - d) is a test supermartingale as well (the betting of
-Waudby-Smith and Ramdas, arXiv 2010.09686); for d = 0 it is the integral above. It takes the tasks
-for a random sample, which the shuffled order makes them.
+Only discordant pairs speak: tasks that one arm solves and the other does not. The decision is by an
+e-process on them (`ops.evidence`, with the sources), which may be looked at after every round. The
+same evidence with the arms exchanged tells that the candidate is worse. It takes the tasks for a
+random sample, which the shuffled order makes them.
 
 With several answers to a task, each with its own seed, the task's score is the mean of its pairs'
 scores: answers to one task are alike, so that tasks are what is counted, and never pairs.
@@ -34,21 +20,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from fractions import Fraction
-from math import comb, factorial
 from statistics import fmean
-
-import numpy as np
 
 from improver import drift
 from improver.benchmarks.replay import tenant_of
 from improver.types import Arm, Judgement, Outcome, Suite
+from ops.evidence import evidence
 from ops.records import Decision, Json
 
 LEAST_OF_A_TENANT = 10
 """Judged replay tasks below which nothing is said of one tenant alone."""
-GRID = 400
-"""Bets in the mixture where a minimum effect is asked for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,34 +108,6 @@ class Pairs:
             "champion": round(self.champion, 4),
             "candidate": round(self.candidate, 4),
         }
-
-
-def e_value(won: int, lost: int) -> float:
-    """Evidence that the candidate wins more than half of the discordant pairs.
-
-    Returns:
-        1 without evidence; 20 or more refutes "no better" at an error rate of 5 %.
-    """
-    n = won + lost
-    tail = sum(comb(n + 1, k) for k in range(won + 1))
-    return float(Fraction(factorial(won) * factorial(lost) * tail, factorial(n + 1)))
-
-
-def evidence(scores: Sequence[float], minimum_effect: float = 0.0) -> float:
-    """Evidence that the candidate is better by more than a minimum effect.
-
-    Args:
-        scores: one for each task, between -1 and 1, of tasks in random order.
-        minimum_effect: share of tasks by which it must be better; 0 asks for any.
-    """
-    found = np.asarray(scores, dtype=float)
-    if minimum_effect <= 0 and np.isin(found, (-1.0, 0.0, 1.0)).all():
-        return e_value(int((found == 1).sum()), int((found == -1).sum()))
-    bets = (np.arange(GRID) + 0.5) / GRID / (1 + minimum_effect)
-    wealth = np.zeros(GRID)
-    for score, count in zip(*np.unique(found, return_counts=True), strict=True):
-        wealth += count * np.log1p(bets * (score - minimum_effect))
-    return float(np.exp(np.minimum(wealth, 600.0)).mean())
 
 
 def reachable(scores: Sequence[float], left: int, rules: Rules) -> bool:

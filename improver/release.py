@@ -43,7 +43,8 @@ class Release:
 def record_examination(registry: Registry, version: int, judgement: Judgement) -> None:
     """Write the gate's numbers to the candidate's history; repeating it changes nothing."""
     if registry.get(version).state is AdapterState.BUILT:
-        registry.examined(version, actor=ACTOR, reason=judgement.reason, evidence=judgement.numbers)
+        evidence = judgement.numbers | {"text": judgement.text}
+        registry.examined(version, actor=ACTOR, reason=judgement.reason, evidence=evidence)
 
 
 async def release(

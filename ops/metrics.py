@@ -60,11 +60,28 @@ adapter_swaps_total = Counter("journeyman_adapter_swaps_total", "Swaps tried.", 
 adapter_inflight = Gauge(
     "journeyman_adapter_inflight", "Requests running on an adapter version.", ["version"]
 )
+alias_requests_total = Counter(
+    "journeyman_alias_requests_total",
+    "Requests for `code`, by what answered: the champion, a canary, or a control.",
+    ["role"],
+)
+trials_total = Counter(
+    "journeyman_trials_total",
+    "Trials on live traffic that this server ended: canaries and watches, kept or taken back.",
+    ["trial", "decision"],
+)
+rollback_seconds = Histogram(
+    "journeyman_rollback_seconds",
+    "From a decision to go back until this server answers without the version that was left.",
+    buckets=_LATENCY_S,
+)
 cycles = Gauge("journeyman_cycles", "Improvement cycles in the record.", ["recipe", "state"])
 log_rows = Gauge("journeyman_log_rows", "Rows in the record.", ["table"])
 loop_errors_total = Counter(
     "journeyman_loop_errors_total", "Errors caught at the edge of a background loop.", ["loop"]
 )
 scrubbed_total = Counter(
-    "journeyman_scrubbed_total", "Secrets and personal data taken out of what was recorded.", ["kind"]
+    "journeyman_scrubbed_total",
+    "Secrets and personal data taken out of what was recorded.",
+    ["kind"],
 )

@@ -117,7 +117,7 @@ class AdapterState(StrEnum):
     SHADOW = "shadow"
     """Examined; loaded beside the champion to answer where nobody sees it."""
     CANARY = "canary"
-    """Loaded beside the champion to answer some; a step before it takes its place."""
+    """Answers a share of the requests for `code`; a step before it takes the champion's place."""
     CHAMPION = "champion"
     """The alias `code` answers with it."""
     RETIRED = "retired"
@@ -135,6 +135,8 @@ class Alias(StrEnum):
     """What `code` means."""
     CANDIDATE = "candidate"
     """Loaded beside the champion while it is examined; reached by its pinned name only."""
+    CANARY = "canary"
+    """Answers a share of the requests for `code`, beside the champion (`ops.trials`)."""
     ROLLBACK = "rollback"
     """Where `journeyman rollback` goes; kept loaded."""
 
@@ -260,6 +262,27 @@ class Feedback:
     identifier: str = ""
     user: str | None = None
     tags: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LiveAnswer:
+    """What a trial on live traffic looks at of an interaction."""
+
+    id: str
+    created_at: datetime
+    adapter_version: int
+    endpoint: str
+    verified: bool | None
+    duration_s: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class LiveOpinion:
+    """What somebody said of an answer that a trial looks at: whether it was accepted."""
+
+    at: datetime
+    adapter_version: int
+    accepted: bool
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,8 +6,10 @@ each time with actor, reason and evidence:
     built -> examined -> shadow -> canary -> champion -> retired -> erased
                   any of these before champion -> rejected -> erased
 
-`shadow` and `canary` are optional steps of a promotion. They are states and their history alone:
-the version is kept loaded beside the champion under its pinned name, and no traffic is split here.
+`shadow` and `canary` are optional steps of a promotion. A shadow is loaded beside the champion and
+reached by its pinned name only; a canary answers a share of the requests for `code` as well, and
+what becomes of it is decided by what happens there (`ops.trials`, `server.canary`). A champion that
+was promoted is watched for a while in the same way; `confirm` ends that.
 
 The alias `champion` is what `code` should answer with; unset means the base model. The server
 follows the aliases and proves each swap before it obeys (`server.adapters`); it comes back here
@@ -20,8 +22,9 @@ from __future__ import annotations
 
 import shutil
 import time
+import uuid
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -202,10 +205,20 @@ class Registry:
     def canary(
         self, version: int, *, actor: str, reason: str, evidence: Json | None = None
     ) -> None:
-        """Mark a version as one that may answer some; it is kept loaded beside the champion.
+        """Let a version answer a share of the requests for `code`, beside the champion.
+
+        There is one canary at a time: one that is still under way is rejected.
+
+        Args:
+            version: the canary.
+            actor: who decided.
+            reason: why, in words.
+            evidence: the numbers; `share` among them is the share of requests, else the settings'.
 
         Raises:
-            RegistryError: its state does not allow it.
+            RegistryError: its state does not allow it, or it learned from what was erased.
+            ArtifactError: its files are gone or altered.
+            Conflict: somebody else moved it meanwhile; nothing was changed.
         """
         self._beside(version, AdapterState.CANARY, actor, reason, evidence)
 
@@ -216,8 +229,35 @@ class Registry:
         self._require_clean(adapter)
         self._require(adapter, _STEPS[state], f"made {state}")
         self.verify(adapter)
-        change = _transition(adapter, adapter.state, state, actor, reason, evidence or {})
-        self._store.transition([change], {Alias.CANDIDATE: version})
+        changes = [_transition(adapter, adapter.state, state, actor, reason, evidence or {})]
+        if state is AdapterState.SHADOW:
+            self._store.transition(changes, {Alias.CANDIDATE: version})
+            return
+        at = self._store.aliases()
+        moves: dict[Alias, int | None] = {Alias.CANARY: version}
+        if at.get(Alias.CANDIDATE) == version:
+            moves[Alias.CANDIDATE] = None
+        if (other := at.get(Alias.CANARY)) is not None:
+            before, why = self.get(other), f"{adapter.name} became the canary in its place"
+            changes.append(_transition(before, before.state, AdapterState.REJECTED, actor, why, {}))
+        self._store.transition(changes, moves, require={Alias.CANARY: other})
+
+    def confirm(self, version: int, *, actor: str, reason: str, evidence: Json) -> None:
+        """Record that the champion's watch is over and it stays.
+
+        Raises:
+            Conflict: it is not the champion any more, or somebody else was faster.
+        """
+        adapter = self.get(version)
+        last = self._store.transitions(version)[-1]
+        change = _transition(
+            adapter, AdapterState.CHAMPION, AdapterState.CHAMPION, actor, reason, evidence
+        )
+        # The same for whoever confirms this promotion, so that the second one finds it taken.
+        once = str(uuid.uuid5(uuid.UUID(last.id), "confirmed"))
+        if last.from_state is AdapterState.CHAMPION:
+            raise Conflict(f"{adapter.name} is confirmed already")
+        self._store.transition([replace(change, id=once)], require={Alias.CHAMPION: version})
 
     def nominate(self, version: int | None) -> None:
         """Point the alias `candidate` at a version, or clear it: servers load it beside `code`.
@@ -240,6 +280,7 @@ class Registry:
         reason: str,
         evidence: Json | None = None,
         force: bool = False,
+        over: int | None = None,
     ) -> None:
         """Make a version the champion; the one before becomes the way back.
 
@@ -249,6 +290,8 @@ class Registry:
             reason: why, in words.
             evidence: the numbers.
             force: also when it was never examined, or was rejected.
+            over: the champion it was compared with, which must be the champion still; 0 is the
+                base model.
 
         Raises:
             RegistryError: its state does not allow it, or it learned from what was erased.
@@ -260,7 +303,10 @@ class Registry:
         self._require_clean(adapter)
         self._require(adapter, allowed, "promoted" if force else "promoted without --force")
         self.verify(adapter)
+        at = self._store.aliases()
         previous = self.at(Alias.CHAMPION)
+        if over is not None and over != (previous.version if previous else 0):
+            raise Conflict(f"{adapter.name} was compared with code@v{over}, which does not answer")
         changes = [
             _transition(
                 adapter, adapter.state, AdapterState.CHAMPION, actor, reason, evidence or {}
@@ -272,12 +318,14 @@ class Registry:
                 _transition(previous, previous.state, AdapterState.RETIRED, actor, why, {})
             )
         way_back = previous if previous is not None and previous.tainted_by is None else None
+        # Another version may be under examination, or be the canary: it stays loaded.
+        arrived = {a: None for a in (Alias.CANDIDATE, Alias.CANARY) if at.get(a) == version}
         self._store.transition(
             changes,
             {
+                **arrived,
                 Alias.CHAMPION: version,
                 Alias.ROLLBACK: way_back.version if way_back else None,
-                Alias.CANDIDATE: None,
             },
             # Of two processes that promote at once, the second finds another champion and stops.
             require={Alias.CHAMPION: previous.version if previous else None},
@@ -296,32 +344,53 @@ class Registry:
         moves: dict[Alias, int | None] = {
             alias: None
             for alias, at in self._store.aliases().items()
-            if at == version and alias in (Alias.CANDIDATE, Alias.ROLLBACK)
+            if at == version and alias in (Alias.CANDIDATE, Alias.CANARY, Alias.ROLLBACK)
         }
         change = _transition(
             adapter, adapter.state, AdapterState.REJECTED, actor, reason, evidence or {}
         )
         self._store.transition([change], moves, require=dict.fromkeys(moves, version))
 
-    def rollback(self, *, actor: str, reason: str) -> Adapter | None:
+    def rollback(self, *, actor: str, reason: str, only: int | None = None) -> Adapter | None:
         """Put the previous champion back and return it; None means the base model.
+
+        Args:
+            actor: who decided.
+            reason: why, in words.
+            only: the version that must be the champion still.
 
         Raises:
             RegistryError: the base model answers already.
+            Conflict: another version is the champion.
         """
-        return self._leave_champion(AdapterState.RETIRED, actor, reason)
+        return self._leave_champion(AdapterState.RETIRED, actor, reason, only=only)
+
+    def take_back(self, version: int, *, actor: str, reason: str, evidence: Json) -> Adapter | None:
+        """Reject a champion that did worse on live traffic; what answers instead is returned.
+
+        Raises:
+            Conflict: it is not the champion any more; nothing was changed.
+        """
+        return self._leave_champion(AdapterState.REJECTED, actor, reason, evidence, only=version)
 
     def refuse(self, version: int, *, actor: str, reason: str, evidence: Json) -> None:
         """A server could not prove a version: reject it, and go back if it was the champion."""
         if self._store.aliases().get(Alias.CHAMPION) == version:
-            self._leave_champion(AdapterState.REJECTED, actor, reason, evidence)
+            self.take_back(version, actor=actor, reason=reason, evidence=evidence)
         else:
             self.reject(version, actor=actor, reason=reason, evidence=evidence)
 
     def _leave_champion(
-        self, state: AdapterState, actor: str, reason: str, evidence: Json | None = None
+        self,
+        state: AdapterState,
+        actor: str,
+        reason: str,
+        evidence: Json | None = None,
+        only: int | None = None,
     ) -> Adapter | None:
         champion = self.at(Alias.CHAMPION)
+        if only is not None and (champion is None or champion.version != only):
+            raise Conflict(f"code@v{only} is not the champion any more")
         if champion is None:
             raise RegistryError("there is nothing to roll back: the base model answers")
         back = self.at(Alias.ROLLBACK)

@@ -135,6 +135,55 @@ class RetentionSettings(Section):
     sweep_every_s: float = Field(600.0, gt=0)
 
 
+class ReleaseSettings(Section):
+    """How a version that was found better goes live, and is taken back."""
+
+    shadow_requests: int = Field(
+        0,
+        ge=0,
+        description="recent logged requests that a candidate answers again, seen by nobody, before "
+        "it goes live; 0: none",
+    )
+    canary_share: float = Field(
+        0.0,
+        ge=0,
+        le=0.5,
+        description="share of the requests for `code` that a promoted candidate answers first; 0: "
+        "it takes the champion's place at once",
+    )
+    canary_requests: int = Field(
+        200,
+        ge=1,
+        description="requests answered by a canary that is not worse, then it is champion",
+    )
+    canary_hours: float = Field(24.0, gt=0, description="or after so long, however few they were")
+    sticky: Literal["key", "user", "conversation"] = Field(
+        "key",
+        description="who stays with one arm: an API key, a `user`, a conversation; what a request "
+        "lacks gives way to the next. With few keys choose `user`",
+    )
+    watch_hours: float = Field(
+        24.0, ge=0, description="how long a new champion may be taken back by itself; 0: not"
+    )
+    watch_requests: int = Field(200, ge=1, description="or until it has answered so many requests")
+    control_share: float = Field(
+        0.0,
+        ge=0,
+        le=0.5,
+        description="share of requests that the one before goes on answering meanwhile; 0: the new "
+        "champion is compared with what that one did before",
+    )
+    error_rate: float = Field(
+        0.05, gt=0, lt=0.5, description="chance to take back a version that is no worse"
+    )
+    tolerated_loss: float = Field(
+        0.0, ge=0, lt=1, description="share of verified or accepted answers that may be lost"
+    )
+    latency_ratio: float = Field(
+        2.0, ge=1, description="so many times as long a request must take to count as slower"
+    )
+
+
 class ScrubSettings(Section):
     """What is taken out of everything that is recorded, beside secrets, which always are."""
 
@@ -176,13 +225,23 @@ class SandboxSettings(Section):
     )
 
 
+SWEEP = (5e-5, 1e-4, 2e-4, 4e-4)
+"""The learning rates that `sweep` means."""
+Rate = Annotated[float, Field(gt=0, lt=1)]
+LearningRate = Rate | Literal["sweep"] | Annotated[tuple[Rate, ...], Field(min_length=1)]
+
+
 class TrainSettings(Section):
     """The LoRA training step."""
 
     rank: Rank = 16
     alpha: int = Field(32, ge=1)
     dropout: float = Field(0.0, ge=0, lt=1)
-    learning_rate: float = Field(2e-4, gt=0)
+    learning_rate: LearningRate = Field(
+        2e-4,
+        description="a rate; or several, or `sweep` for the usual ones: short runs on a part of "
+        "the rows, judged on held-out rows, choose among them",
+    )
     epochs: int = Field(
         2, ge=1, description="passes over rows whose recipe does not say how many (only one does)"
     )
@@ -190,6 +249,31 @@ class TrainSettings(Section):
     max_tokens: int = Field(1024, ge=64, description="longest row; longer ones are dropped")
     seed: int = 7
     held_out_share: float = Field(0.1, ge=0, lt=0.5)
+    preferences: Literal["none", "dpo", "kto"] = Field(
+        "none",
+        description="also learn which of two answers is better (dpo), or which answers were kept "
+        "and refused (kto), after the rows to imitate",
+    )
+    beta: float = Field(0.1, gt=0, description="how near to the base model preferences hold it")
+    preference_learning_rate: float = Field(2e-5, gt=0)
+    preference_epochs: int = Field(1, ge=1)
+
+    @property
+    def learning_rates(self) -> tuple[float, ...]:
+        """The rates on offer."""
+        if self.learning_rate == "sweep":
+            return SWEEP
+        several = self.learning_rate
+        return several if isinstance(several, tuple) else (float(several),)
+
+
+class PreferenceSettings(Section):
+    """Learning from what was kept, refused, edited, passed and failed."""
+
+    min_rows: int = Field(16, ge=1, description="a cycle with fewer rows to learn from is skipped")
+    max_interactions: int = Field(
+        2000, ge=1, description="logged requests looked at, those with people's words first"
+    )
 
 
 class IlfSettings(Section):
@@ -383,7 +467,9 @@ class ImproverSettings(Section):
         "for so long; unset: at any time",
     )
     recipe: str = Field(
-        "ilf", description="ilf, gift4code, inverse_instruct, or all: each that has enough data"
+        "ilf",
+        description="ilf, gift4code, inverse_instruct, preferences, or all: each that has enough "
+        "data",
     )
     sources: SourceSettings = SourceSettings()
     nice: int = Field(10, ge=0, le=19, description="added niceness of the training process")
@@ -391,6 +477,7 @@ class ImproverSettings(Section):
     ilf: IlfSettings = IlfSettings()
     gift4code: Gift4CodeSettings = Gift4CodeSettings()
     inverse_instruct: InverseInstructSettings = InverseInstructSettings()
+    preferences: PreferenceSettings = PreferenceSettings()
     screen: ScreenSettings = ScreenSettings()
     gate: GateSettings = GateSettings()
     adapters: RetentionOfAdapters = RetentionOfAdapters()
@@ -426,6 +513,7 @@ class Settings(BaseSettings):
     engine: EngineSettings = EngineSettings()
     server: ServerSettings = ServerSettings()
     retention: RetentionSettings = RetentionSettings()
+    release: ReleaseSettings = ReleaseSettings()
     scrub: ScrubSettings = ScrubSettings()
     erasure: ErasureSettings = ErasureSettings()
     sandbox: SandboxSettings = SandboxSettings()

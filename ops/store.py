@@ -42,6 +42,8 @@ from ops.records import (
     FeedbackSource,
     Heartbeat,
     Interaction,
+    LiveAnswer,
+    LiveOpinion,
     Metric,
     Source,
     SwapReceipt,
@@ -95,7 +97,13 @@ class EnumText(sa.types.TypeDecorator[StrEnum]):
 
     def process_result_value(self, value: str | None, dialect: sa.Dialect) -> StrEnum | None:
         """Return the member."""
-        return None if value is None else self.enum(value)
+        try:
+            return None if value is None else self.enum(value)
+        except ValueError as error:
+            raise StoreError(
+                f"the record holds the {self.enum.__name__} {value!r}, which this version of "
+                "Journeyman does not know: a newer one has written it"
+            ) from error
 
 
 _json = sa.JSON(none_as_null=True).with_variant(postgresql.JSONB(none_as_null=True), "postgresql")
@@ -573,6 +581,73 @@ class Store:
         )
         with self._read() as connection:
             return {row[0]: (row[1], row[2]) for row in connection.execute(query)}
+
+    def live_answers(
+        self,
+        model: str,
+        versions: Collection[int],
+        *,
+        since: datetime | None = None,
+        before: datetime | None = None,
+        limit: int = 20_000,
+    ) -> list[LiveAnswer]:
+        """Return what these adapter versions answered under a model name, newest first.
+
+        Args:
+            model: as clients asked for it.
+            versions: 0 is the base model.
+            since: only requests that came then or later.
+            before: only requests that came earlier.
+            limit: the most that are returned.
+        """
+        columns = [interactions.c[field.name] for field in fields(LiveAnswer)]
+        query = sa.select(*columns).where(
+            interactions.c.adapter_version.in_(versions),
+            interactions.c.model == model,
+            interactions.c.source == Source.SERVED,
+        )
+        if since is not None:
+            query = query.where(interactions.c.created_at >= since)
+        if before is not None:
+            query = query.where(interactions.c.created_at < before)
+        newest = interactions.c.created_at.desc(), interactions.c.id.desc()
+        return self._select(LiveAnswer, query.order_by(*newest).limit(limit))
+
+    def live_opinions(
+        self,
+        model: str,
+        versions: Collection[int],
+        *,
+        since: datetime | None = None,
+        before: datetime | None = None,
+        limit: int = 20_000,
+    ) -> list[LiveOpinion]:
+        """Return whether the answers of `live_answers` were accepted, as said first, newest first.
+
+        Only people's word counts, and only on the first choice.
+        """
+        query = (
+            sa.select(
+                feedback.c.created_at.label("at"),
+                interactions.c.adapter_version,
+                feedback.c.value.label("accepted"),
+            )
+            .join(interactions, interactions.c.id == feedback.c.interaction_id)
+            .where(
+                feedback.c.metric == Metric.ACCEPTED,
+                feedback.c.choice_index == 0,
+                feedback.c.source == FeedbackSource.HUMAN,
+                interactions.c.adapter_version.in_(versions),
+                interactions.c.model == model,
+                interactions.c.source == Source.SERVED,
+            )
+        )
+        if since is not None:
+            query = query.where(interactions.c.created_at >= since)
+        if before is not None:
+            query = query.where(interactions.c.created_at < before)
+        newest = feedback.c.created_at.desc(), feedback.c.id.desc()
+        return self._select(LiveOpinion, query.order_by(*newest).limit(limit))
 
     def oldest(self, limit: int, before: datetime | None = None) -> list[str]:
         """Return the ids of the oldest interactions; only those from before a time, if given."""
@@ -1087,12 +1162,22 @@ class Store:
                 update = sa.update(adapters).where(where).values(state=change.to_state)
                 if connection.execute(update).rowcount != 1:
                     raise Conflict(f"adapter v{change.version} is not {change.from_state} any more")
-            self._insert(connection, changes)
+            self._insert(connection, [self._in_order(connection, change) for change in changes])
             for alias, version in (moves or {}).items():
                 connection.execute(sa.delete(aliases).where(aliases.c.alias == alias))
                 if version is not None:
                     row = {"alias": alias, "version": version, "moved_at": now()}
                     connection.execute(sa.insert(aliases).values(row))
+
+    def _in_order(self, connection: Connection, change: Transition) -> Transition:
+        """The change, later than every one before it, also after the clock was set back."""
+        last = sa.select(sa.func.max(transitions.c.at)).where(
+            transitions.c.version == change.version
+        )
+        before: datetime | None = connection.execute(last).scalar()
+        if before is None or change.at > before:
+            return change
+        return replace(change, at=before + timedelta(microseconds=1))
 
     def _require_aliases(
         self, connection: Connection, require: Mapping[Alias, int | None], unpointed: int | None

@@ -1,10 +1,14 @@
 """Adapters: follows the registry's aliases and decides which model name a request runs under.
 
-The swap protocol: verify the bytes, preflight, load under a new name, read back, probe, flip,
-drain by reference count, unload. Nothing is ever loaded in place and no name or path is used
-twice. What cannot be proved is refused in the registry with the reason, and serving goes on with
-what it had. After an engine restart everything is loaded and proved again; until then `code` is
-answered with 503 rather than by the wrong weights. Training and deciding are the improver's.
+The swap protocol: verify the bytes, preflight, load under a new name, read back, probe, flip, drain
+by reference count, unload. Nothing is ever loaded in place and no name or path is used twice. What
+cannot be proved is refused in the registry with the reason, and serving goes on with what it had.
+After an engine restart everything is loaded and proved again; until then `code` is answered with
+503 rather than by the wrong weights.
+
+While a version is on trial (`ops.trials`), a share of the requests for `code` goes to it, or to
+what it took the place of; who asks decides which (`server.traffic`). Judging the trial is
+`canary`'s, training and examining are the improver's.
 """
 
 from __future__ import annotations
@@ -19,21 +23,21 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from ops import metrics
+from ops import metrics, trials
 from ops.errors import ArtifactError, NotFound, OpsError, StoreError
-from ops.records import Adapter, Alias, SwapReceipt, new_id, now
+from ops.records import Adapter, AdapterState, Alias, SwapReceipt, Transition, new_id, now
 from ops.registry import Registry
 from ops.store import Store
 from server.engine import Engine, LoadRefused, Model
 from server.errors import EngineRefusal, EngineUnavailable, NotFoundError, ServerError
 from server.proof import preflight, run_probe
+from server.traffic import Role, Split
 
 log = logging.getLogger(__name__)
 
-ALIAS = "code"
-"""The model name that means the champion."""
+ALIAS = trials.ALIAS
 _PIN = re.compile(r"^code@v([1-9][0-9]{0,8})$")
-_KEPT = (Alias.CHAMPION, Alias.CANDIDATE, Alias.ROLLBACK)
+_KEPT = (Alias.CHAMPION, Alias.CANARY, Alias.CANDIDATE, Alias.ROLLBACK)
 """What stays loaded, in the order in which it is brought in."""
 MAX_BACKOFF_S = 60.0
 
@@ -125,6 +129,7 @@ class Adapters:
         server: this server's name in receipts.
         poll_s: seconds between two looks at the registry and the engine.
         max_rank: the largest LoRA rank the engine was started with.
+        rules: what share of the requests for `code` a version on trial gets.
         digest: SHA-256 of the base model's weights at the engine's `root`, where this machine
             can read them; called in a thread.
     """
@@ -138,6 +143,7 @@ class Adapters:
         server: str,
         poll_s: float,
         max_rank: int,
+        rules: trials.Rules | None = None,
         digest: Callable[[str], str | None] = lambda root: None,
     ) -> None:
         self._engine = engine
@@ -146,6 +152,8 @@ class Adapters:
         self._server = server
         self._poll_s = poll_s
         self._max_rank = max_rank
+        self._rules = rules or trials.Rules()
+        self._split: Split | None = None
         self._digest = digest
         self._base: Model | None = None
         self._loaded: dict[int, _Loaded] = {}
@@ -160,14 +168,18 @@ class Adapters:
     # --- for requests ----------------------------------------------------------------------------
 
     @contextmanager
-    def lease(self, model: str) -> Iterator[Served]:
+    def lease(self, model: str, who: str | None = None) -> Iterator[Served]:
         """Resolve a model name and hold what it means loaded until the block is left.
+
+        Args:
+            model: as the client asks for it.
+            who: decides over the arm while a version is on trial; None: the champion answers.
 
         Raises:
             NotFoundError: there is no such model; the engine is never asked.
             EngineUnavailable: there is, but it cannot answer now.
         """
-        served = self._resolve(model)
+        served = self._resolve(model, who)
         loaded = self._loaded.get(served.version)
         if loaded is None:
             yield served
@@ -183,13 +195,14 @@ class Adapters:
             if loaded.left_at is not None and loaded.references == 0:
                 self._wake.set()
 
-    def _resolve(self, model: str) -> Served:
+    def _resolve(self, model: str, who: str | None) -> Served:
         if model == ALIAS:
-            if self._champion is None or self._base is None:
+            champion = self.champion
+            if champion is None:
                 raise EngineUnavailable(self._why_not_ready())
-            if self._champion == 0:
-                return self._base_served(self._base)
-            return self._loaded[self._champion].served
+            arm, role = self._arm(who)
+            metrics.alias_requests_total.labels(role).inc()
+            return arm or champion
         if self._base is not None and model == self._base.id:
             return self._base_served(self._base)
         pin = _PIN.match(model)
@@ -206,6 +219,17 @@ class Adapters:
             param="model",
             code="model_not_found",
         )
+
+    def _arm(self, who: str | None) -> tuple[Served | None, Role]:
+        """The arm of a trial that is not the champion, where it is this one's turn."""
+        split = self._split
+        if split is not None and who is not None and split.takes(who):
+            if split.version == 0 and self._base is not None:
+                return self._base_served(self._base), split.role
+            loaded = self._loaded.get(split.version)
+            if loaded is not None and loaded.left_at is None:
+                return loaded.served, split.role
+        return None, Role.CHAMPION
 
     def _base_served(self, base: Model) -> Served:
         return Served(model=base.id, version=0, sha256="", base=base.id, base_root=base.root)
@@ -232,6 +256,11 @@ class Adapters:
         if self._champion == 0:
             return self._base_served(self._base)
         return self._loaded[self._champion].served
+
+    @property
+    def split(self) -> Split | None:
+        """The share of the requests for `code` that something beside the champion answers."""
+        return self._split
 
     @property
     def loaded(self) -> list[Adapter]:
@@ -283,6 +312,10 @@ class Adapters:
         self._stopping = True
         self._wake.set()
 
+    def wake(self) -> None:
+        """Look at the registry at once: something was moved there."""
+        self._wake.set()
+
     async def sync(self) -> None:
         """Look once at the engine and the registry and do what they call for."""
         listed = await self._look()
@@ -290,15 +323,19 @@ class Adapters:
             return
         try:
             aliases = await asyncio.to_thread(self._store.aliases)
+            trial = await asyncio.to_thread(trials.current, self._store, self._rules)
         except StoreError as error:
             log.warning("the registry cannot be read: %s", error, extra={"action": "adapters"})
             return
         self._aliases = aliases
+        if trial is None or trial.split not in (0, *aliases.values()):
+            await self._divide(None)
         for alias in _KEPT:
             version = aliases.get(alias)
             if version is not None and version not in self._loaded:
                 await self._bring(version, alias, listed)
         await self._flip(aliases.get(Alias.CHAMPION))
+        await self._divide(trial)
         await self._unload_unwanted(set(aliases.values()))
         self._show(aliases)
 
@@ -507,11 +544,52 @@ class Adapters:
             name,
             extra={"action": "flip", "version": version, "from_version": before},
         )
+        if before and (self._aliases or {}).get(Alias.ROLLBACK) != before:
+            # Who is followed by another becomes the way back; who is left does not.
+            left = (AdapterState.RETIRED, AdapterState.REJECTED)
+            await self._time_rollback(before, left)
         if before is not None or version:
             evidence = loaded.probe if loaded is not None else {}
             await self._receipt(
                 this, evidence | {"alias": Alias.CHAMPION.value}, f"code is now {name}"
             )
+
+    async def _divide(self, trial: trials.Trial | None) -> None:
+        """Send the share of a trial to its arm: one assignment, between two requests."""
+        split = None
+        if trial is not None and trial.share > 0 and self._champion is not None:
+            split = Split(
+                version=trial.split,
+                share=trial.share,
+                role=Role.CANARY if trial.kind is trials.Kind.CANARY else Role.CONTROL,
+                draw=f"{trial.kind}:{trial.version}:{trial.since.isoformat()}",
+            )
+        if split == self._split:
+            return
+        before, self._split = self._split, split
+        if split is not None:
+            log.info(
+                "%s answers %.0f %% of the requests for code",
+                f"code@v{split.version}" if split.version else "the base model",
+                100 * split.share,
+                extra={"action": "split", "version": split.version, "role": split.role},
+            )
+        if before is not None and before.role is Role.CANARY:
+            await self._time_rollback(before.version, (AdapterState.REJECTED,))
+
+    async def _time_rollback(self, left: int, states: tuple[AdapterState, ...]) -> None:
+        """Measure how long ago it was decided to leave a version, where it was."""
+
+        def last() -> Transition | None:
+            return self._store.transitions(left)[-1] if left else None
+
+        try:
+            found = await asyncio.to_thread(last)
+        except StoreError:
+            return  # nothing but a measurement
+        if found is not None and found.to_state in states:
+            seconds = max(0.0, (now() - found.at).total_seconds())
+            metrics.rollback_seconds.observe(seconds)
 
     async def _unload_unwanted(self, wanted: set[int]) -> None:
         for version, loaded in list(self._loaded.items()):

@@ -13,6 +13,7 @@ import socket
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,8 +33,9 @@ from ops.keys import OWN, digest, own
 from ops.models import resolve
 from ops.redaction import Scrubber
 from ops.registry import Registry
-from ops.settings import SandboxSettings, Settings
+from ops.settings import ReleaseSettings, SandboxSettings, Settings
 from ops.store import Store
+from ops.trials import Rules
 from server import (
     chat,
     completions,
@@ -58,6 +60,7 @@ from server.auth import FEEDBACK as FEEDBACK_SCOPE
 from server.auth import INFERENCE as INFERENCE_SCOPE
 from server.auth import Guarded, Key, Keys
 from server.calls import CHAT, COUNT_TOKENS, EXECUTIONS, MESSAGES, RESPONSES, TEXT
+from server.canary import Canary
 from server.document import describe
 from server.engine import Engine
 from server.errors import BadRequest, ServerError
@@ -70,6 +73,7 @@ from server.recording import Recorder
 from server.replies import Exchange
 from server.retention import Retention
 from server.state import Improvement, State
+from server.traffic import Sticky
 from server.verification import Checker, Judge
 
 log = logging.getLogger(__name__)
@@ -216,6 +220,7 @@ async def _open(
         server=name,
         poll_s=settings.server.poll_s,
         max_rank=settings.engine.max_lora_rank,
+        rules=_rules(settings.release),
         digest=_digest,
     )
     following = asyncio.create_task(adapters.run(), name="adapters")
@@ -225,6 +230,21 @@ async def _open(
         await following
 
     stack.push_async_callback(stop_following)
+    canary = Canary(
+        store,
+        registry,
+        _rules(settings.release),
+        server=name,
+        look_s=settings.server.poll_s,
+        tell=adapters.wake,
+    )
+    judging = asyncio.create_task(canary.run(), name="canary")
+
+    async def stop_judging() -> None:
+        canary.stop()
+        await judging
+
+    stack.push_async_callback(stop_judging)
     retention = Retention(store, recorder, settings.retention)
     if settings.retention.max_bytes is not None and store.size_bytes() is None:
         raise SettingsError("retention.max_bytes needs SQLite; use retention.max_interactions")
@@ -267,6 +287,8 @@ async def _open(
             max_tokens=settings.server.spec_max_tokens,
             temperature=settings.server.spec_temperature,
         ),
+        rules=_rules(settings.release),
+        sticky=Sticky(settings.release.sticky),
     )
 
 
@@ -277,6 +299,11 @@ def _digest(root: str) -> str | None:
     except ModelError as error:
         log.warning("the base model has no digest: %s", error, extra={"action": "digest"})
         return None
+
+
+def _rules(settings: ReleaseSettings) -> Rules:
+    named = settings.model_dump()
+    return Rules(**{field.name: named[field.name] for field in fields(Rules)})
 
 
 def _limits(settings: SandboxSettings) -> sandbox.Limits:

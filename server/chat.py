@@ -38,7 +38,8 @@ async def create_chat_completion(request: Request) -> Response:
             await _answer(exchange)
 
     async def _answer(exchange: Exchange) -> None:
-        with state.adapters.lease(envelope.model) as served:
+        who = state.who(envelope, request.state.identity)
+        with state.adapters.lease(envelope.model, who) as served:
             call = Call(
                 endpoint=CHAT,
                 envelope=envelope,

@@ -35,7 +35,8 @@ async def create_completion(request: Request) -> Response:
         state.recorder.require()
 
     async def answer(exchange: Exchange) -> None:
-        with state.adapters.lease(envelope.model) as served:
+        who = state.who(envelope, request.state.identity)
+        with state.adapters.lease(envelope.model, who) as served:
             rewrite = {}
             if suffix:
                 model = f"{served.base} {served.base_root}"

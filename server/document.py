@@ -118,6 +118,12 @@ _INTERACTION = _object(
     adapter=_ADAPTER,
 )
 _VERSION = _object("adapter", name=_TEXT, version=_INTEGER, sha256=_TEXT, state=_TEXT, loaded=_FLAG)
+_VERSIONS = _list(
+    _VERSION,
+    aliases=_THING,
+    serving={"type": ["object", "null"]},
+    trial={"type": ["object", "null"]},
+)
 _JOB = _object(
     "fine_tuning.job",
     id=_TEXT,
@@ -196,8 +202,15 @@ ANSWERS: dict[tuple[str, str], Json] = {
     ("post", "/v1/ingest/continue"): _object(feedback_ids=_IDS),
     ("get", "/v1/interactions"): _page(_INTERACTION),
     ("get", "/v1/interactions/{interaction_id}"): _INTERACTION,
-    ("get", "/v1/adapters"): _list(_VERSION, aliases=_THING, serving={"type": ["object", "null"]}),
+    ("get", "/v1/adapters"): _VERSIONS,
     ("get", "/v1/adapters/{version}"): _VERSION,
+    ("get", "/v1/adapters/{version}/diff"): _object(
+        "adapter.difference", **{"from": _TEXT}, to=_TEXT, met=_FLAG, tasks=_THING, text=_TEXT
+    ),
+    ("post", "/v1/adapters/rollback"): _VERSIONS,
+    ("post", "/v1/adapters/{version}/promote"): _VERSION,
+    ("post", "/v1/adapters/{version}/canary"): _VERSION,
+    ("post", "/v1/adapters/{version}/reject"): _VERSION,
     ("get", _JOBS): _page(_JOB),
     ("post", _JOBS): _JOB,
     ("get", _JOBS + "/{job_id}"): _JOB,
@@ -264,7 +277,11 @@ _METADATA: Json = {
                 "type": "object",
                 "required": ["metadata"],
                 "properties": {
-                    "metadata": {"type": "object", "additionalProperties": {"type": "string"}}
+                    "metadata": {
+                        "type": ["object", "null"],
+                        "additionalProperties": {"type": "string", "maxLength": 512},
+                        "maxProperties": 16,
+                    }
                 },
                 "additionalProperties": False,
             }

@@ -34,7 +34,8 @@ async def create_message(request: Request) -> Response:
         state.recorder.require()
 
     async def answer(exchange: Exchange) -> None:
-        with state.adapters.lease(envelope.model) as served:
+        who = state.who(envelope, request.state.identity)
+        with state.adapters.lease(envelope.model, who) as served:
             call = Call(
                 endpoint=MESSAGES,
                 envelope=envelope,
@@ -55,7 +56,8 @@ async def count_tokens(request: Request) -> Response:
     envelope = _envelope(body)
 
     async def answer(exchange: Exchange) -> None:
-        with state.adapters.lease(envelope.model) as served:
+        who = state.who(envelope, request.state.identity)
+        with state.adapters.lease(envelope.model, who) as served:
             call = Call(
                 endpoint=COUNT_TOKENS,
                 envelope=envelope,

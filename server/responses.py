@@ -43,7 +43,8 @@ async def create_response(request: Request) -> Response:
         state.recorder.require()
 
     async def answer(exchange: Exchange) -> None:
-        with state.adapters.lease(envelope.model) as served:
+        who = state.who(envelope, request.state.identity)
+        with state.adapters.lease(envelope.model, who) as served:
             call = Call(
                 endpoint=RESPONSES,
                 envelope=envelope,

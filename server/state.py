@@ -11,12 +11,16 @@ from ops.erasure import Eraser
 from ops.registry import Registry
 from ops.settings import ImproverSettings, ServerSettings
 from ops.store import Store
+from ops.trials import Rules
 from sandbox.types import Limits
 from server.adapters import Adapters
+from server.auth import LOCAL, Identity
 from server.engine import Engine
 from server.forwarding import Forwarder
 from server.generation import Generator
+from server.protocol import Envelope
 from server.recording import Recorder
+from server.traffic import Sticky, who
 from server.verification import Judge
 
 
@@ -47,6 +51,14 @@ class State:
     improvement: Improvement
     forwarder: Forwarder
     generator: Generator
+    rules: Rules
+    """What trials on live traffic go by."""
+    sticky: Sticky
+
+    def who(self, envelope: Envelope, identity: Identity) -> str:
+        """What decides over the arm that answers a request, while a version is on trial."""
+        key = identity.name if identity is not LOCAL else None
+        return who(envelope, key=key, tenant=identity.tenant, sticky=self.sticky)
 
 
 def current(request: Request) -> State:

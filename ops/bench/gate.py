@@ -34,8 +34,9 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from improver.decide import Rules, e_value
+from improver.decide import Rules
 from improver.evaluate import ROUND_TASKS
+from ops.evidence import e_value
 
 EFFECTS = (-0.05, -0.02, 0.0, 0.02, 0.05, 0.10)
 BUDGETS = (88, 200, 500, 1000)

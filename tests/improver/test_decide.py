@@ -15,8 +15,6 @@ from improver.decide import (
     Pairs,
     Rules,
     decide,
-    e_value,
-    evidence,
     pair,
     promising,
     reachable,
@@ -24,6 +22,7 @@ from improver.decide import (
     task_scores,
 )
 from improver.types import Arm, Judgement, Outcome, Suite
+from ops.evidence import e_value, evidence
 from ops.records import Decision
 
 ERROR_RATE = 0.05

@@ -20,7 +20,7 @@ from types import FrameType
 from typing import Any
 
 from ops import artifacts
-from ops.errors import NotFound, OpsError
+from ops.errors import Conflict, NotFound, OpsError
 from ops.records import AdapterState, Alias
 from ops.registry import Registry
 from ops.store import Store
@@ -65,6 +65,15 @@ def opened(directory: Path) -> tuple[Registry, Store]:
     return Registry(store, directory / "adapters"), store
 
 
+def confirmed(registry: Registry) -> bool:
+    """Whether confirming the champion again is refused."""
+    try:
+        registry.confirm(2, actor="t", reason="again", evidence={})
+    except Conflict:
+        return True
+    return False
+
+
 OPERATIONS: dict[str, tuple[Operation, Callable[[Registry], bool]]] = {
     "add": (lambda r: add(r, "new"), lambda r: r.get(5).state is AdapterState.BUILT),
     "promote": (
@@ -77,7 +86,15 @@ OPERATIONS: dict[str, tuple[Operation, Callable[[Registry], bool]]] = {
     ),
     "canary": (
         lambda r: r.canary(3, actor="t", reason="r"),
-        lambda r: r.get(3).state is AdapterState.CANARY and r.at(Alias.CANDIDATE) == r.get(3),
+        lambda r: r.get(3).state is AdapterState.CANARY and r.at(Alias.CANARY) == r.get(3),
+    ),
+    "take_back": (
+        lambda r: r.take_back(2, actor="t", reason="r", evidence={}),
+        lambda r: r.at(Alias.CHAMPION) == r.get(1) and r.get(2).state is AdapterState.REJECTED,
+    ),
+    "confirm": (
+        lambda r: r.confirm(2, actor="t", reason="r", evidence={}),
+        lambda r: r.lineage(2).adapter.state is AdapterState.CHAMPION and confirmed(r),
     ),
     "retain": (
         lambda r: r.retain(keep_recent=1, keep_best=0, actor="t"),

@@ -10,7 +10,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from improver.decide import e_value
+from ops.evidence import e_value
 
 SCRIPT = Path(__file__).parents[2] / "ops" / "bench" / "gate.py"
 

@@ -4,13 +4,14 @@ import json
 import os
 import subprocess
 import sys
+from datetime import timedelta
 from pathlib import Path
 from threading import Barrier, Thread
 
 import pytest
 
-from ops.errors import ArtifactError, Conflict, NotFound, RegistryError
-from ops.records import Adapter, AdapterState, Alias, DatasetRow
+from ops.errors import ArtifactError, Conflict, NotFound, RegistryError, StoreError
+from ops.records import Adapter, AdapterState, Alias, DatasetRow, now
 from ops.registry import Registry
 from ops.store import Store
 from tests.ops.records import cycle
@@ -125,6 +126,7 @@ def test_a_promotion_may_go_by_shadow_and_canary(registry: Registry, store: Stor
     registry.shadow(version, actor="me", reason="idle night")
     assert registry.at(Alias.CANDIDATE) == registry.get(version)
     registry.canary(version, actor="me", reason="5 %", evidence={"share": 0.05})
+    assert store.aliases() == {Alias.CANARY: version}
     with pytest.raises(RegistryError, match="canary and cannot be made shadow"):
         registry.shadow(version, actor="me", reason="x")
     registry.promote(version, actor="gate", reason="no worse")
@@ -146,6 +148,84 @@ def test_a_canary_can_be_rejected_and_is_not_loaded_any_more(
     registry.canary(version, actor="me", reason="r")
     registry.reject(version, actor="me", reason="slow")
     assert store.aliases() == {}
+
+
+def test_a_newer_canary_takes_the_place_of_one_under_way(registry: Registry, store: Store) -> None:
+    first, second = (_scored(registry, text, 0.5) for text in "ab")
+    registry.canary(first, actor="me", reason="r")
+    registry.nominate(second)
+    registry.canary(second, actor="me", reason="r")
+    assert store.aliases() == {Alias.CANARY: second}
+    assert registry.get(first).state is AdapterState.REJECTED
+    assert store.transitions(first)[-1].reason == "code@v2 became the canary in its place"
+
+
+def test_promoting_one_version_leaves_the_others_where_they_are(
+    registry: Registry, store: Store
+) -> None:
+    canary, examined, chosen = (_scored(registry, text, 0.5) for text in "abc")
+    registry.canary(canary, actor="me", reason="r")
+    registry.nominate(examined)
+    registry.promote(chosen, actor="me", reason="r")
+    assert store.aliases() == {
+        Alias.CHAMPION: chosen,
+        Alias.CANARY: canary,
+        Alias.CANDIDATE: examined,
+    }
+    with pytest.raises(Conflict, match="compared with code@v0"):
+        registry.promote(canary, actor="me", reason="r", over=0)
+    registry.promote(canary, actor="me", reason="r", over=chosen)
+    assert store.aliases() == {
+        Alias.CHAMPION: canary,
+        Alias.ROLLBACK: chosen,
+        Alias.CANDIDATE: examined,
+    }
+
+
+def test_a_champion_is_taken_back_once_and_only_itself(registry: Registry, store: Store) -> None:
+    first, second = _promoted(registry, "a"), _promoted(registry, "b")
+    registry.take_back(second.version, actor="server:a", reason="worse", evidence={"e": 99})
+    assert store.aliases() == {Alias.CHAMPION: first.version}
+    assert registry.get(second.version).state is AdapterState.REJECTED
+    with pytest.raises(Conflict, match="code@v2 is not the champion any more"):
+        registry.take_back(second.version, actor="server:b", reason="worse", evidence={"e": 99})
+    with pytest.raises(Conflict, match="not the champion any more"):
+        registry.rollback(actor="me", reason="r", only=second.version)
+    assert store.aliases() == {Alias.CHAMPION: first.version}
+    assert store.transitions(second.version)[-1].evidence == {"e": 99}
+
+
+def test_a_champion_is_confirmed_once(registry: Registry, store: Store) -> None:
+    champion = _promoted(registry, "a")
+    registry.confirm(champion.version, actor="server:a", reason="not worse", evidence={"n": 1})
+    with pytest.raises(Conflict):
+        registry.confirm(champion.version, actor="server:b", reason="not worse", evidence={})
+    last = store.transitions(champion.version)[-1]
+    assert (last.from_state, last.to_state, last.reason) == ("champion", "champion", "not worse")
+    assert registry.get(champion.version).state is AdapterState.CHAMPION
+
+
+def test_a_history_stays_in_order_when_the_clock_is_set_back(
+    registry: Registry, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    champion = _promoted(registry, "a")
+    monkeypatch.setattr("ops.registry.now", lambda: now() - timedelta(days=300))
+    registry.rollback(actor="me", reason="r")
+    states = [t.to_state for t in store.transitions(champion.version)]
+    assert states == ["built", "examined", "champion", "retired"]
+    monkeypatch.setattr("ops.registry.now", lambda: now() + timedelta(days=300))
+    registry.promote(champion.version, actor="me", reason="r")
+    monkeypatch.undo()
+    registry.rollback(actor="me", reason="r")
+    assert [t.to_state for t in store.transitions(champion.version)][-2:] == ["champion", "retired"]
+
+
+def test_a_state_that_a_newer_version_wrote_is_named(registry: Registry, store: Store) -> None:
+    _add(registry, "a")
+    with store._engine.begin() as connection:
+        connection.exec_driver_sql("UPDATE adapters SET state = 'ascended'")
+    with pytest.raises(StoreError, match=r"AdapterState 'ascended'.*a newer one has written it"):
+        registry.get(1)
 
 
 def test_lineage_goes_both_ways(registry: Registry, store: Store) -> None:
@@ -294,7 +374,9 @@ def test_a_base_model_that_was_replaced_meanwhile_is_noticed(
     assert registry.get(second).state is AdapterState.EXAMINED
 
 
-@pytest.mark.parametrize("operation", ["add", "promote", "rollback", "canary", "retain"])
+@pytest.mark.parametrize(
+    "operation", ["add", "promote", "rollback", "canary", "take_back", "confirm", "retain"]
+)
 @pytest.mark.parametrize("step", [pytest.param(1, marks=pytest.mark.slow), 19])
 def test_a_kill_leaves_the_old_or_the_new_and_the_rest_can_be_done(
     tmp_path: Path, operation: str, step: int

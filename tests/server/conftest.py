@@ -21,7 +21,7 @@ import uvicorn
 
 import sandbox
 from ops.registry import Registry
-from ops.settings import EngineSettings, RetentionSettings, ServerSettings, Settings
+from ops.settings import EngineSettings, ReleaseSettings, RetentionSettings, ServerSettings, Settings
 from ops.store import Store
 from server.app import create_app
 from server.verification import Checker
@@ -126,6 +126,7 @@ def serving(
     *,
     checker: AbstractAsyncContextManager[Checker] | None = None,
     retention: dict[str, Any] | None = None,
+    release: ReleaseSettings | None = None,
     **server: Any,
 ) -> Iterator[Running]:
     """Run a server in a thread until the block is left; then it shuts down gracefully."""
@@ -136,6 +137,7 @@ def serving(
         data_dir=data_dir,
         engine=EngineSettings(url=engine.url),
         retention=RetentionSettings(**(retention or {})),
+        release=release or ReleaseSettings(),
         server=ServerSettings(**{"port": port, "poll_s": POLL_S, **server}),
     )
     app = create_app(settings, checker=checker)

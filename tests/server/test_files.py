@@ -11,6 +11,7 @@ import pytest
 
 from improver import decide
 from improver.types import Origin, Row, write_lines
+from ops import evidence
 from ops.records import Cycle, CycleState
 from tests.ops import records
 from tests.server.conftest import Running
@@ -69,7 +70,7 @@ def test_no_file_outside_a_cycle_can_be_named(server: Running, tmp_path: Path) -
 
 def test_an_examination_is_a_run_with_what_decided(server: Running, tmp_path: Path) -> None:
     target = decide.Pairs(won=12, lost=1, errors=2)
-    better = decide.e_value(target.won, target.lost)
+    better = evidence.e_value(target.won, target.lost)
     report = {
         "evaluate": {"champion": "base", "candidate": "code@v3"},
         "decide": {
