@@ -15,6 +15,9 @@ import pytest
 
 from ops.registry import Registry
 from ops.store import Store
+from tests.real_engine import real_engine
+
+__all__ = ["real_engine"]
 
 # A slow machine is not a finding: what must be fast is measured in `ops/bench/`.
 hypothesis.settings.register_profile("journeyman", deadline=None)

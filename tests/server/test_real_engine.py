@@ -17,11 +17,9 @@ import httpx
 import openai
 import pytest
 
-from tests.contracts.conftest import RealEngine, real_engine
+from tests.real_engine import RealEngine
 from tests.server.clients import Llm
 from tests.server.conftest import Running, SharedPool, serving
-
-__all__ = ["real_engine"]
 
 pytestmark = [pytest.mark.slow, pytest.mark.engine]
 MESSAGES: list[Any] = [{"role": "user", "content": "Say hi."}]
