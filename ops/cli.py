@@ -13,15 +13,17 @@ import shlex
 import signal
 import socket
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.progress import Progress
 
-from ops import doctor, models, opinions, processes, reports, services, swaps
+from ops import doctor, export, models, opinions, processes, reports, services, swaps
 from ops import keys as keys_
 from ops import settings as settings_
 from ops.erasure import Erased, Eraser, certificate
@@ -74,6 +76,8 @@ PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
 """For commands whose options are another program's."""
 
 SWAP_WAIT_S = 120.0
+HANGING = ("attempts", "executions", "feedback")
+"""What an interaction has, as the store counts it."""
 
 
 def main() -> int:
@@ -170,8 +174,19 @@ def improve(context: typer.Context, data_dir: DataDir = None, config: ConfigFile
 
 @app.command("import", context_settings=PASS_ON, add_help_option=False)
 def import_(context: typer.Context, data_dir: DataDir = None, config: ConfigFile = None) -> None:
-    """Bring interactions of another model with their feedback into the store: FILE."""
-    _become(_settings(config, data_dir), services.IMPROVER, ["import", *context.args])
+    """Bring an export (a directory) or another model's interactions (FILE) into the record."""
+    settings = _settings(config, data_dir)
+    paths = [word for word in context.args if not word.startswith("-")]
+    if not paths or not export.is_export(Path(paths[0])):
+        _become(settings, services.IMPROVER, ["import", *context.args])
+        return
+    if unknown := sorted({*context.args} - {paths[0], "--json"}):
+        raise typer.BadParameter(f"an export is imported without {unknown[0]}")
+    source = Path(paths[0])
+    total = export.row_count(export.read_manifest(source))
+    with _store(settings) as store, _progress("importing", total) as on_row:
+        report = export.read(store, source, on_row=on_row).as_json()
+    reports.show(report, as_json="--json" in context.args, text=reports.import_text)
 
 
 @app.command("eval", context_settings=PASS_ON, add_help_option=False)
@@ -188,6 +203,36 @@ def sandbox(context: typer.Context, data_dir: DataDir = None, config: ConfigFile
     given = ["--runtime", runtime] if runtime else []
     # First the command's own word (check, run), so that what is given by hand comes last and wins.
     _become(settings, services.SANDBOX, [*context.args[:1], *given, *context.args[1:]])
+
+
+@app.command("export")
+def export_(
+    target: Annotated[Path, typer.Argument(help="a directory that is made")],
+    tenant: Annotated[str | None, typer.Option(help="only what is this tenant's")] = None,
+    since: Annotated[
+        datetime | None, typer.Option(help="only interactions from then on (UTC)")
+    ] = None,
+    datasets: Annotated[
+        bool, typer.Option("--datasets", help="also the training rows of all cycles, as text")
+    ] = False,
+    data_dir: DataDir = None,
+    config: ConfigFile = None,
+    json: AsJson = False,
+) -> None:
+    """Write the record as JSON lines: interactions, executions, feedback, cycles and lineage."""
+    settings = _settings(config, data_dir)
+    with _store(settings) as store:
+        total = sum(store.count()[name] for name in ("interactions", *HANGING))
+        with _progress("exporting", total) as on_row:
+            manifest = export.write(
+                store,
+                target,
+                tenant=tenant,
+                since=since.replace(tzinfo=UTC) if since else None,
+                cycles_dir=settings.cycles_dir if datasets else None,
+                on_row=on_row,
+            )
+    reports.show({"directory": target, **manifest}, as_json=json, text=reports.export_text)
 
 
 # --- keys -----------------------------------------------------------------------------------
@@ -593,6 +638,15 @@ def _store(settings: Settings) -> Iterator[Store]:
         yield store
     finally:
         store.close()
+
+
+@contextmanager
+def _progress(what: str, total: int) -> Iterator[Callable[[], None]]:
+    """Show a bar on standard error, in a terminal only; yields what to call after each row."""
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+        bar = progress.add_task(what, total=total)
+        yield lambda: progress.advance(bar)
 
 
 @contextmanager

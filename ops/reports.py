@@ -355,6 +355,23 @@ def revoked_text(report: Json) -> None:
     _print(f"the key {report['name']!r} is revoked; running servers refuse it within a second")
 
 
+# --- exports --------------------------------------------------------------------------------
+
+
+def export_text(report: Json) -> None:
+    """Print what an export holds."""
+    for name, stated in report["files"].items():
+        _print(f"{stated['rows']:>9}  {name}")
+    _print(f"written to {report['directory']}")
+
+
+def import_text(report: Json) -> None:
+    """Print what became of an export's rows."""
+    for what, counts in report.items():
+        shown = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
+        _print(f"{what.replace('_', ' ')}: {shown or 'none'}")
+
+
 # --- erasures -------------------------------------------------------------------------------
 
 

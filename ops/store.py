@@ -59,6 +59,10 @@ SEARCHED = 20_000
 """Interactions in which a text is looked for: no index helps, and a page must not read them all."""
 
 
+ENDED = (CycleState.SUCCEEDED, CycleState.SKIPPED, CycleState.FAILED, CycleState.CANCELLED)
+"""Cycles that nobody works on."""
+
+
 class UtcTime(sa.types.TypeDecorator[datetime]):
     """Aware datetimes in, aware UTC datetimes out, also where the database forgets the zone."""
 
@@ -375,6 +379,37 @@ class Activity:
     verified: int
 
 
+class Snapshot:
+    """The record at one moment. Rows are read in pages, so that memory stays flat."""
+
+    PAGE = 100
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def rows(
+        self, record: type[R], *, tenant: str | None = None, since: datetime | None = None
+    ) -> Iterator[R]:
+        """Yield all records of a kind, oldest first.
+
+        Args:
+            record: Interaction, Attempt, Execution, Feedback, Cycle (those that have ended),
+                CycleEvent, DatasetRow or Erasure.
+            tenant: only what belongs to its interactions, and erasures that reached it; no cycles,
+                which are everybody's.
+            since: only interactions from then on with what belongs to them, and cycles.
+        """
+        query = _exported(record, tenant, since)
+        if query is None:
+            return
+        names = [field.name for field in fields(record)]  # type: ignore[arg-type]
+        options = {"stream_results": True, "yield_per": self.PAGE}
+        with _translated():
+            found = self._connection.execute(query, execution_options=options)
+            for row in found.mappings():
+                yield record(**{name: row[name] for name in names})
+
+
 class Store:
     """An open database. Thread-safe; make one per process and close it."""
 
@@ -418,6 +453,69 @@ class Store:
     def close(self) -> None:
         """Close all connections."""
         self._engine.dispose()
+
+    @contextmanager
+    def snapshot(self) -> Iterator[Snapshot]:
+        """Yield the record as it is at this moment, to be read at leisure while others write."""
+        with _translated(), self._engine.connect() as connection:
+            if not self._sqlite:  # SQLite's transactions are snapshots
+                connection.execution_options(isolation_level="REPEATABLE READ")
+            with connection.begin():
+                yield Snapshot(connection)
+
+    def take_in(self, rows: Sequence[Any]) -> int:
+        """Write records of one kind that came from elsewhere; return how many were new.
+
+        What is there already (the same id, or feedback on the same by the same) stays as it is.
+
+        Raises:
+            Conflict: a row names another that is not there; nothing was written.
+        """
+        if not rows:
+            return 0
+        table = self._tables[type(rows[0])]
+        values = [dict(vars(row)) for row in rows]
+        for value in values if table is feedback else ():
+            value["target"] = value["interaction_id"] or f"episode:{value['episode_id']}"
+        insert = (sqlite if self._sqlite else postgresql).insert(table)
+        statement = insert.on_conflict_do_nothing().returning(*table.primary_key)
+        with self._write() as connection:
+            new = {tuple(row) for row in connection.execute(statement, values)}
+            if table is dataset_rows:
+                self._insert_sources(connection, [r for r in rows if (r.cycle_id, r.row_id) in new])
+        return len(new)
+
+    def present(self, record: type, ids: Collection[str]) -> set[str]:
+        """Return those of some ids that the record holds."""
+        table, found = self._tables[record], set[str]()
+        with self._read() as connection:
+            for part in _parts(ids):
+                query = sa.select(table.c.id).where(table.c.id.in_(part))
+                found |= set(connection.execute(query).scalars())
+        return found
+
+    def episodes_present(self, ids: Collection[str]) -> set[str]:
+        """Return those of some episodes that hold interactions."""
+        found = set[str]()
+        with self._read() as connection:
+            for part in _parts(ids):
+                where = interactions.c.episode_id.in_(part)
+                query = sa.select(interactions.c.episode_id).where(where).distinct()
+                found |= {str(one) for one in connection.execute(query).scalars()}
+        return found
+
+    def users(self) -> list[tuple[str, str]]:
+        """Return everybody whose data is there, with the tenant."""
+        asked = sa.select(interactions.c.user, interactions.c.tenant).where(
+            interactions.c.user.is_not(None)
+        )
+        said = (
+            sa.select(feedback.c.user, interactions.c.tenant)
+            .join(interactions, _spoken_of())
+            .where(feedback.c.user.is_not(None))
+        )
+        with self._read() as connection:
+            return sorted((row[0], row[1]) for row in connection.execute(sa.union(asked, said)))
 
     def ping(self) -> None:
         """Raise `StoreUnavailable` unless the database answers and can be written."""
@@ -1038,13 +1136,16 @@ class Store:
             )
             connection.execute(sa.delete(dataset_rows).where(dataset_rows.c.cycle_id == cycle_id))
             self._insert(connection, rows)
-            sources = [
-                {"cycle_id": cycle_id, "row_id": row.row_id, "interaction_id": source}
-                for row in rows
-                for source in dict.fromkeys(row.interaction_ids)
-            ]
-            if sources:
-                connection.execute(sa.insert(dataset_sources), sources)
+            self._insert_sources(connection, rows)
+
+    def _insert_sources(self, connection: Connection, rows: Sequence[DatasetRow]) -> None:
+        sources = [
+            {"cycle_id": row.cycle_id, "row_id": row.row_id, "interaction_id": source}
+            for row in rows
+            for source in dict.fromkeys(row.interaction_ids)
+        ]
+        if sources:
+            connection.execute(sa.insert(dataset_sources), sources)
 
     def dataset(self, cycle_id: str) -> list[DatasetRow]:
         """Return the lineage of a cycle's rows, kept and dropped."""
@@ -1525,6 +1626,44 @@ def _bucket(at: sa.Column[datetime], bucket_s: int) -> sa.ColumnElement[int]:
     """In which stretch since 1970 a time lies."""
     seconds = sa.cast(sa.extract("epoch", at), sa.BigInteger)
     return seconds // sa.literal_column(str(int(bucket_s)))
+
+
+def _exported(record: type, tenant: str | None, since: datetime | None) -> sa.Select[Any] | None:
+    """What a snapshot reads of a table; None: nothing."""
+    table = Store._tables[record]
+    wanted: list[sa.ColumnElement[bool]] = []
+    if tenant is not None:
+        wanted.append(interactions.c.tenant == tenant)
+    if since is not None:
+        wanted.append(interactions.c.created_at >= since)
+    ids = sa.select(interactions.c.id).where(*wanted)
+    query = sa.select(table).order_by(*table.primary_key)
+    if record is Interaction:
+        return query.where(*wanted)
+    if record is Attempt:
+        return query.where(attempts.c.interaction_id.in_(ids))
+    if record is Execution:
+        stray: list[sa.ColumnElement[bool]] = [executions.c.interaction_id.is_(None)]
+        stray += [] if tenant is None else [executions.c.tenant == tenant]
+        stray += [] if since is None else [executions.c.created_at >= since]
+        return query.where(sa.or_(executions.c.interaction_id.in_(ids), sa.and_(*stray)))
+    if record is Feedback:  # what waits for its interaction (`put_feedback`, ahead) is left out
+        episodes = sa.select(interactions.c.episode_id).where(*wanted)
+        spoken = feedback.c.interaction_id.in_(ids)
+        return query.where(sa.or_(spoken, feedback.c.episode_id.in_(episodes)))
+    if record is Erasure:
+        return (
+            query
+            if tenant is None
+            else query.where(sa.or_(erasures.c.tenant.is_(None), erasures.c.tenant == tenant))
+        )
+    if tenant is not None:
+        return None
+    ended: list[sa.ColumnElement[bool]] = [cycles.c.state.in_([*ENDED])]
+    ended += [] if since is None else [cycles.c.created_at >= since]
+    if record is Cycle:
+        return query.where(*ended)
+    return query.where(table.c.cycle_id.in_(sa.select(cycles.c.id).where(*ended)))
 
 
 def _judged(metric: str) -> sa.Select[tuple[str]]:

@@ -7,11 +7,13 @@ import pwd
 import shutil
 import subprocess
 import tempfile
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 import hypothesis
 import pytest
+import sqlalchemy as sa
 
 from ops.registry import Registry
 from ops.store import Store
@@ -38,11 +40,27 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    """An empty SQLite store."""
-    opened = Store.open(f"sqlite:///{tmp_path / 'journeyman.db'}")
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
+    """An empty store: SQLite, or PostgreSQL with `JOURNEYMAN_TEST_DATABASE=postgresql`."""
+    url = f"sqlite:///{tmp_path / 'journeyman.db'}"
+    if os.environ.get("JOURNEYMAN_TEST_DATABASE") == "postgresql":
+        url = request.getfixturevalue("postgres_database")
+    opened = Store.open(url)
     yield opened
     opened.close()
+
+
+@pytest.fixture
+def postgres_database(postgres_url: str) -> Iterator[str]:
+    """An empty database of its own on the throw-away PostgreSQL server."""
+    name = f"jm_{uuid.uuid4().hex}"
+    engine = sa.create_engine(postgres_url, isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        connection.execute(sa.text(f"CREATE DATABASE {name} TEMPLATE template0"))
+    yield str(sa.make_url(postgres_url).set(database=name).render_as_string(hide_password=False))
+    with engine.connect() as connection:
+        connection.execute(sa.text(f"DROP DATABASE {name} WITH (FORCE)"))
+    engine.dispose()
 
 
 @pytest.fixture

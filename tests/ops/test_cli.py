@@ -467,6 +467,29 @@ def test_flags_reach_the_settings_and_hide_nothing(
     assert settings.server.port == 9000
 
 
+# --- exports --------------------------------------------------------------------------------
+
+
+def test_an_export_is_written_and_taken_in_again(run: Run, store: Store, tmp_path: Path) -> None:
+    row = records.interaction()
+    store.add([Recording(interaction=row)])
+    out = tmp_path / "out"
+    shown = run("export", str(out), "--since", "2020-01-01")
+    assert "1  interactions.jsonl" in shown.stdout
+    store.delete([row.id])
+    assert "imported: 1 interactions" in run("import", str(out)).stdout
+    assert store.interaction(row.id) == row
+    again = json.loads(run("import", str(out), "--json").stdout)
+    assert again["known_already"] == {"interactions": 1}
+
+
+def test_a_directory_that_is_no_export_is_refused(
+    main: Callable[..., tuple[int, str]], tmp_path: Path
+) -> None:
+    assert "is no export" in main("import", str(tmp_path))[1]
+    assert main("import", str(tmp_path), "--format", "ilf")[0] == 2
+
+
 # --- keys -----------------------------------------------------------------------------------
 
 
