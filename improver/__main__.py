@@ -105,7 +105,16 @@ def _parser() -> argparse.ArgumentParser:
         choices=("shuffled", "none", "resample"),
         help="in a dry run: what the refiner is told instead, to see what feedback is worth",
     )
-    improve.add_argument("--learning-rate", type=float)
+    improve.add_argument(
+        "--learning-rate",
+        type=_rates,
+        help="a rate, several with commas, or `sweep`: held-out rows choose among them",
+    )
+    improve.add_argument(
+        "--preferences",
+        choices=("none", "dpo", "kto"),
+        help="also learn which answers were kept and refused (with --recipe preferences or all)",
+    )
     improve.add_argument("--epochs", type=int)
     improve.add_argument("--dry-run", action="store_true", help="build rows, train nothing")
     improve.add_argument("--resume", metavar="ID", help="go on with a cycle that was stopped")
@@ -138,6 +147,13 @@ def _add_eval(put: argparse.ArgumentParser) -> None:
     put.add_argument("--json", action="store_true", help="print the result as JSON")
 
 
+def _rates(text: str) -> float | tuple[float, ...] | str:
+    if text == "sweep":
+        return text
+    rates = tuple(float(part) for part in text.split(","))
+    return rates if len(rates) > 1 else rates[0]
+
+
 def _positive(text: str) -> int:
     number = int(text)
     if number < 1:
@@ -156,7 +172,12 @@ def _with_options(settings: Settings, given: argparse.Namespace) -> Settings:
     improver = settings.improver
     gate = _changed(improver.gate, tasks=_resolved(given.tasks), subset=given.subset)
     ilf = _changed(improver.ilf, samples=given.samples, control=given.control)
-    train = _changed(improver.train, learning_rate=given.learning_rate, epochs=given.epochs)
+    train = _changed(
+        improver.train,
+        learning_rate=given.learning_rate,
+        epochs=given.epochs,
+        preferences=given.preferences,
+    )
     sources = _changed(
         improver.sources, tables=_resolved(given.tables), corpus=_resolved(given.corpus)
     )
@@ -290,7 +311,7 @@ async def _import(settings: Settings, given: argparse.Namespace, console: Consol
                     store,
                     pool,
                     _scrubber(settings),
-                    on_row=lambda: progress.advance(bar),
+                    on_row=lambda: progress.advance(bar)
                 )
     finally:
         store.close()

@@ -1,7 +1,8 @@
 """Which recipes there are, what each starts from, and how settings make them.
 
 ILF starts from failed interactions with feedback, GIFT4Code from tables and calls, Inverse-Instruct
-from code that is right. All three read the record; the operator's tables and corpus come on top.
+from code that is right, preferences from answers that were kept and refused. All of them read the
+record; the operator's tables and corpus come on top.
 Here it is looked up what an installation has of that, and whether a recipe can come to enough rows
 with it. `all` means every recipe that can.
 
@@ -23,6 +24,9 @@ from improver.recipes.base import Recipe
 from improver.recipes.gift4code import Gift4Code
 from improver.recipes.ilf import Control, Ilf
 from improver.recipes.inverse_instruct import InverseInstruct, Order, Selection
+from improver.recipes.preferences import Options as PreferenceOptions
+from improver.recipes.preferences import Preferences
+from improver.signals import Signal, Signals, collect_signals
 from improver.specs import SpecKind
 from improver.trace import Runner
 from improver.types import Case
@@ -30,7 +34,7 @@ from ops.records import Interaction, Json
 from ops.settings import Gift4CodeSettings, ImproverSettings
 from ops.store import Store
 
-RECIPES = (Ilf.name, InverseInstruct.name, Gift4Code.name)
+RECIPES = (Ilf.name, InverseInstruct.name, Gift4Code.name, Preferences.name)
 """In the order in which they are run. Of a row that two of them make, the earlier one's stays."""
 ALL = "all"
 PAGE = 500
@@ -43,6 +47,7 @@ class Material:
     cases: Sequence[Case] = ()
     contexts: Sequence[Context] = ()
     snippets: Sequence[Snippet] = ()
+    signals: Sequence[Signal] = ()
 
 
 def names(recipe: str) -> tuple[str, ...]:
@@ -97,7 +102,17 @@ def gather(
     if Gift4Code.name in recipes or InverseInstruct.name in recipes:
         code = _snippets(store, settings, before)
         report["snippets"] = code.report()
-    return Material(cases=cases or [], contexts=found.contexts, snippets=code.snippets), report
+    liked = Signals()
+    if Preferences.name in recipes and settings.train.preferences != "none":
+        liked = collect_signals(store, limit=settings.preferences.max_interactions, before=before)
+        report["preferences"] = liked.report()
+    material = Material(
+        cases=cases or [],
+        contexts=found.contexts,
+        snippets=code.snippets,
+        signals=liked.signals,
+    )
+    return material, report
 
 
 def _contexts(store: Store, settings: ImproverSettings, before: datetime) -> contexts.Found:
@@ -146,6 +161,9 @@ def rows_at_most(recipe: str, settings: ImproverSettings, material: Material) ->
         gift = settings.gift4code
         used = min(len(material.contexts), gift.max_contexts)
         return used * gift.intents * min(gift.programs, gift.kept_per_intent)
+    if recipe == Preferences.name:
+        every = settings.train.preferences == "kto"
+        return sum(every or signal.is_pair for signal in material.signals)
     inverse = settings.inverse_instruct
     snippets = material.snippets[: inverse.max_snippets]
     made = len(snippets) * min(inverse.top_k, inverse.summaries)
@@ -158,6 +176,7 @@ def items(recipe: str, settings: ImproverSettings, material: Material) -> int:
         Ilf.name: len(material.cases),
         Gift4Code.name: min(len(material.contexts), settings.gift4code.max_contexts),
         InverseInstruct.name: min(len(material.snippets), settings.inverse_instruct.max_snippets),
+        Preferences.name: len(material.signals),
     }[recipe]
 
 
@@ -167,6 +186,7 @@ def least_rows(recipe: str, settings: ImproverSettings) -> int:
         Ilf.name: settings.ilf.min_rows,
         Gift4Code.name: settings.gift4code.min_rows,
         InverseInstruct.name: settings.inverse_instruct.min_rows,
+        Preferences.name: settings.preferences.min_rows,
     }[recipe]
 
 
@@ -182,6 +202,8 @@ def missing(
         report: the numbers of it.
     """
     wanted = least_rows(recipe, settings)
+    if recipe == Preferences.name and settings.train.preferences == "none":
+        return "no loss is chosen for them (improver.train.preferences = dpo or kto)"
     if rows_at_most(recipe, settings, material) >= wanted:
         return None
     if recipe == Ilf.name:
@@ -196,6 +218,14 @@ def missing(
             f"{len(material.contexts)} tables and logged calls to set tasks on, too few for "
             f"{wanted} rows (improver.gift4code.min_rows); left out: "
             f"{report['contexts']['skipped'] or 'none'}. CSV files would help: --tables"
+        )
+    if recipe == Preferences.name:
+        looked = report["preferences"]
+        return (
+            f"{looked['pairs']} pairs and {looked['signals'] - looked['pairs']} answers judged "
+            f"alone, too few for {wanted} rows of {settings.train.preferences} "
+            f"(improver.preferences.min_rows); {looked['looked_at']} requests looked at, left out: "
+            f"{looked['skipped'] or 'none'}"
         )
     return (
         f"{len(material.snippets)} programs known to be right, too few for {wanted} rows "
@@ -226,6 +256,8 @@ def make_recipe(
     """
     if name == Ilf.name:
         return _ilf(settings, refiner)
+    if name == Preferences.name:
+        return _preferences(settings, material)
     make = {Gift4Code.name: _gift4code, InverseInstruct.name: _inverse_instruct}.get(name)
     if make is None:
         raise CycleError(f"no recipe {name!r}")
@@ -248,6 +280,12 @@ def _ilf(settings: ImproverSettings, refiner: str | None) -> Recipe:
             refiner=refiner,
         )
     )
+
+
+def _preferences(settings: ImproverSettings, material: Material) -> Recipe:
+    loss = settings.train.preferences
+    options = PreferenceOptions(loss="kto" if loss == "kto" else "dpo")
+    return Preferences(options, signals=material.signals)
 
 
 def _gift4code(settings: ImproverSettings, material: Material, runner: Runner) -> Recipe:

@@ -330,7 +330,7 @@ def of_record(store: Store, *, limit: int = 2000, before: datetime | None = None
     return corpus
 
 
-def _is_request(interaction: Interaction) -> bool:
+def is_request(interaction: Interaction) -> bool:
     """Whether its messages ask for something; text to be completed is no request."""
     return interaction.source is not Source.CLIENT and interaction.endpoint != "/v1/completions"
 
@@ -345,7 +345,7 @@ def _of_interaction(
     base = Snippet(
         id="",
         code="",
-        messages=interaction.messages if _is_request(interaction) else [],
+        messages=interaction.messages if is_request(interaction) else [],
         spec=spec,
         origin=Origin.DEMONSTRATION,
         source=str(interaction.source),

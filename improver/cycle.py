@@ -375,10 +375,10 @@ class CycleRun:
 
     async def _train(self, directory: Path) -> Json:
         made = self.workspace.stage("dataset")
-        rows = [r for f in ("train", "held_out") for r in read_lines(made / f"{f}.jsonl", Row)]
+        rows = [r for name in dataset.FILES for r in read_lines(made / f"{name}.jsonl", Row)]
         self._check_again(rows)
-        for name in ("train.jsonl", "held_out.jsonl"):
-            shutil.copyfile(made / name, directory / name)
+        for name in dataset.FILES:
+            shutil.copyfile(made / f"{name}.jsonl", directory / f"{name}.jsonl")
         adapter, trained = await self._adapter(directory, self.cycle.recipe, rows)
         too_long = trained.get("rows_too_long", [])
         dataset.drop_from_lineage(self.means.store, self.cycle.id, too_long, "too long")
@@ -617,7 +617,12 @@ class CycleRun:
             rank=train.rank,
             alpha=train.alpha,
             dropout=train.dropout,
-            learning_rate=train.learning_rate,
+            learning_rate=train.learning_rates[0],
+            learning_rates=train.learning_rates,
+            preferences=train.preferences,
+            beta=train.beta,
+            preference_learning_rate=train.preference_learning_rate,
+            preference_epochs=train.preference_epochs,
             epochs=train.epochs,
             batch_rows=train.batch_rows,
             max_tokens=train.max_tokens,

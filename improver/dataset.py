@@ -1,8 +1,10 @@
 """Make the training files out of screened rows, and write their lineage into the record.
 
-`train.jsonl` and `held_out.jsonl` are split by task, drawn by the hash of the task and the seed, so
-that a row stays on its side from cycle to cycle. The lineage says of every row, kept or dropped,
-which interactions and feedback it comes from.
+`train.jsonl` and `held_out.jsonl` are split by groups of near-duplicate tasks (`likeness`), drawn
+by a hash of the group and the seed: a row stays on its side from cycle to cycle as long as no
+likeness joins its group to another. Preferences have two files of their own, `preferences.jsonl`
+and `preferences_held_out.jsonl`, split alike, so that no refused answer is ever imitated. The
+lineage says of every row, kept or dropped, which interactions and feedback it comes from.
 """
 
 from __future__ import annotations
@@ -14,48 +16,90 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from improver.errors import NotEnough
+from improver.likeness import groups
 from improver.types import Drop, Row, write_lines
 from ops.records import DatasetRow, Json
 from ops.store import Store
 
 LEAST_HELD_OUT = 2
+LARGEST_SHARE = 2.0
+"""Held out is at most so many times the share that is wanted: one big group may be half of all."""
+PREFERENCES = "preferences"
+"""The recipe whose rows have files of their own."""
+FILES = ("train", "held_out", "preferences", "preferences_held_out")
+"""What `write` leaves, as JSON lines."""
 HELP = {
     "ilf": "More failed requests with hidden examples and comments would help.",
     "gift4code": "More tables would help (--tables), or requests with visible examples.",
     "inverse_instruct": "More code that is right would help (--corpus), or accepted answers.",
+    "preferences": "More accepted and refused answers of one request would help, or corrections.",
 }
 
 
 @dataclass(frozen=True, kw_only=True)
 class Dataset:
-    """The two files' rows and the numbers."""
+    """The files' rows and the numbers."""
 
     train: list[Row]
     held_out: list[Row]
+    preferences: list[Row] = field(default_factory=list)
+    preferences_held_out: list[Row] = field(default_factory=list)
     report: Json = field(default_factory=dict)
 
 
 def split(rows: Sequence[Row], *, held_out_share: float, seed: int) -> Dataset:
-    """Split rows by task.
+    """Split rows by groups of tasks that are alike.
 
     Fewer than two held-out rows say nothing: then all rows are trained on, without early stop.
     """
-    train: list[Row] = []
-    held_out: list[Row] = []
-    for row in sorted(rows, key=lambda row: row.id):
-        (held_out if _share(row.task, seed) < held_out_share else train).append(row)
-    if len(held_out) < LEAST_HELD_OUT:
-        train, held_out = sorted([*train, *held_out], key=lambda row: row.id), []
+    rows = sorted(rows, key=lambda row: row.id)
+    group_of = groups(rows)
+    drawn = _drawn(group_of, held_out_share, seed)
+    sides: dict[tuple[bool, bool], list[Row]] = {
+        (preference, held): [] for preference in (False, True) for held in (False, True)
+    }
+    for row in rows:
+        sides[row.recipe == PREFERENCES, group_of[row.id] in drawn].append(row)
+    for preference in (False, True):
+        if len(sides[preference, True]) < LEAST_HELD_OUT:
+            both = [*sides[preference, False], *sides[preference, True]]
+            sides[preference, False] = sorted(both, key=lambda row: row.id)
+            sides[preference, True] = []
+    train, held_out = sides[False, False], sides[False, True]
     report = {
         "train": len(train),
         "held_out": len(held_out),
+        "preferences": len(sides[True, False]),
+        "preferences_held_out": len(sides[True, True]),
+        "groups": len(set(group_of.values())),
         "by_recipe": dict(Counter(row.recipe for row in rows)),
         "by_origin": dict(Counter(str(row.origin) for row in rows)),
         "by_feedback": dict(
             Counter(words for row in rows if (words := row.provenance.get("feedback_source")))
         ),
     }
-    return Dataset(train=train, held_out=held_out, report=report)
+    return Dataset(
+        train=train,
+        held_out=held_out,
+        preferences=sides[True, False],
+        preferences_held_out=sides[True, True],
+        report=report,
+    )
+
+
+def _drawn(group_of: Mapping[str, str], held_out_share: float, seed: int) -> set[str]:
+    """The groups that are held out."""
+    sizes = Counter(group_of.values())
+    most = LARGEST_SHARE * held_out_share * len(group_of)
+    drawn: set[str] = set()
+    held = 0
+    for group in sorted(sizes, key=lambda group: _share(group, seed)):
+        if _share(group, seed) >= held_out_share:
+            break
+        if held + sizes[group] <= max(most, LEAST_HELD_OUT):
+            drawn.add(group)
+            held += sizes[group]
+    return drawn
 
 
 def require(rows: Sequence[Row], least: Mapping[str, int], drops: Sequence[Drop]) -> None:
@@ -83,9 +127,9 @@ def require(rows: Sequence[Row], least: Mapping[str, int], drops: Sequence[Drop]
 
 
 def write(directory: Path, dataset: Dataset) -> None:
-    """Write both files."""
-    write_lines(directory / "train.jsonl", dataset.train)
-    write_lines(directory / "held_out.jsonl", dataset.held_out)
+    """Write the files."""
+    for name in FILES:
+        write_lines(directory / f"{name}.jsonl", getattr(dataset, name))
 
 
 def keep_lineage(store: Store, cycle_id: str, rows: Sequence[Row], drops: Sequence[Drop]) -> None:

@@ -54,6 +54,11 @@ def _collect(section: Json) -> list[str]:
             f"{snippets['snippets']} programs known to be right ({snippets['with_instruction']} "
             f"with a request, {snippets['with_checks']} with checks)" + _left_out(snippets)
         )
+    if liked := section.get("preferences"):
+        lines.append(
+            f"{liked['pairs']} preferred pairs, {liked['signals'] - liked['pairs']} answers judged "
+            f"alone ({_counts(liked['by_kind'])})" + _left_out(liked)
+        )
     lines += [f"{name} is left out: {why}" for name, why in section["left_out"].items()]
     return lines
 
@@ -63,7 +68,12 @@ def _left_out(section: Json) -> str:
 
 
 def _build(section: Json) -> list[str]:
-    writers = {"ilf": _ilf, "gift4code": _gift4code, "inverse_instruct": _inverse_instruct}
+    writers = {
+        "ilf": _ilf,
+        "gift4code": _gift4code,
+        "inverse_instruct": _inverse_instruct,
+        "preferences": _preferences,
+    }
     lines = []
     for name, part in section["by_recipe"].items():
         first, *others = writers[name](part)
@@ -126,6 +136,14 @@ def _inverse_instruct(part: Json) -> list[str]:
     ]
 
 
+def _preferences(part: Json) -> list[str]:
+    return [
+        f"for {part['loss']} ({part['pairs']} pairs, {part['kept_alone']} kept and "
+        f"{part['refused_alone']} refused alone; {_counts(part['by_kind'])}) out of "
+        f"{part['signals']} signals"
+    ]
+
+
 def _percent(share: float | None) -> str:
     return "none" if share is None else f"{share:.0%}"
 
@@ -146,8 +164,15 @@ def _screen(section: Json) -> list[str]:
 def _dataset(section: Json) -> list[str]:
     return [
         f"{section['train']} rows to learn from, {section['held_out']} held out "
-        f"({_counts(section['by_recipe'])})"
+        f"({_counts(section['by_recipe'])})" + _liked(section)
     ]
+
+
+def _liked(section: Json) -> str:
+    if not section.get("preferences"):
+        return ""
+    held_out = section["preferences_held_out"]
+    return f"; {section['preferences']} preferences, {held_out} of them more held out"
 
 
 def _train(section: Json) -> list[str]:
@@ -165,7 +190,41 @@ def _train(section: Json) -> list[str]:
             f"held-out loss {section['held_out_loss_base']:.3f} (base) → "
             f"{section['held_out_loss']:.3f} at step {section['best_step']}"
         )
+    if swept := section.get("sweep"):
+        lines.append(_sweep(swept))
+    if preferred := section.get("preferred"):
+        lines.append(_preferred(preferred))
     return lines
+
+
+def _sweep(swept: Json) -> str:
+    chosen = f"learning rate {swept['learning_rate']:g}"
+    if "why" in swept:
+        return f"{chosen}: the first, {swept['why']}"
+    tried = ", ".join(
+        f"{one['learning_rate']:g} " + _loss(one["held_out_loss"]) for one in swept["tried"]
+    )
+    return (
+        f"{chosen} by held-out loss after short runs on {swept['rows']} rows: {tried} "
+        f"({swept['held_out']} held out)"
+    )
+
+
+def _loss(value: float | None) -> str:
+    return "failed" if value is None else f"{value:.3f}"
+
+
+def _preferred(told: Json) -> str:
+    line = (
+        f"{told['loss']} on {told['rows']} rows: margin {told['margin_first']:.3f} → "
+        f"{told['margin_last']:.3f} in {told['steps']} steps"
+    )
+    if told["held_out_margin"] is None:
+        return line
+    return (
+        f"{line}; held out {told['held_out_margin_base']:.3f} → {told['held_out_margin']:.3f} at "
+        f"step {told['best_step']}"
+    )
 
 
 def _evaluate(section: Json) -> list[str]:

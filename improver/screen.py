@@ -104,7 +104,7 @@ class _Seen:
     def __init__(self, caps: Caps) -> None:
         self._caps = caps
         self._ids: set[str] = set()
-        self._programs: set[tuple[str, str]] = set()
+        self._programs: set[tuple[str, str, str | None]] = set()
         self._shingles: list[tuple[frozenset[str], Row]] = []
         self._users: Counter[str] = Counter()
         self._tenants: Counter[str] = Counter()
@@ -114,6 +114,7 @@ class _Seen:
         """Why a person should look at a row; None where nobody needs to."""
         asked = Counter(kind for text in _texts(row.messages) for kind in secrets_in(text))
         answered = Counter(secrets_in(row.answer)) + Counter(secrets_in(row.program))
+        answered += Counter(secrets_in(row.rejected or ""))
         # A prompt with a secret's mark in it is as it was recorded; an answer must not learn one.
         del asked["redacted"]
         if kinds := sorted(asked + answered):
@@ -126,7 +127,7 @@ class _Seen:
     def repeats(self, row: Row) -> tuple[str, str] | None:
         """Why a row brings nothing new, or too much of one source; None where it may stay."""
         caps = self._caps
-        if row.id in self._ids or (row.prompt_sha256, row.program_sha256) in self._programs:
+        if row.id in self._ids or _answer_of(row) in self._programs:
             return "duplicate", ""
         if self._is_twin(row):
             return "near-duplicate program", ""
@@ -151,13 +152,18 @@ class _Seen:
     def take(self, row: Row) -> None:
         """Remember a row that is kept."""
         self._ids.add(row.id)
-        self._programs.add((row.prompt_sha256, row.program_sha256))
+        self._programs.add(_answer_of(row))
         self._shingles.append((_grams(row.program), row))
         self._tasks[row.task] += 1
         if (user := row.provenance.get("user")) is not None:
             self._users[user] += 1
         if (tenant := row.provenance.get("tenant")) is not None:
             self._tenants[tenant] += 1
+
+
+def _answer_of(row: Row) -> tuple[str, str, str | None]:
+    """What a row teaches: a preference is not the row that imitates its better answer."""
+    return row.prompt_sha256, row.program_sha256, row.rejected
 
 
 def _of_one_program(row: Row, other: Row) -> bool:
@@ -189,6 +195,7 @@ def scrubbed(row: Row, scrubber: Scrubber) -> Row:
         messages=scrubber.value(row.messages),
         answer=scrubber.text(row.answer),
         program=scrubber.text(row.program),
+        rejected=None if row.rejected is None else scrubber.text(row.rejected),
         provenance=scrubber.value(row.provenance),
     )
 
@@ -215,7 +222,7 @@ def check_row(row: Row, spec: Spec, firewall: Firewall) -> tuple[str, str] | Non
         spec=spec,
         program=row.program,
         task_ids=[task_id] if task_id else [],
-        around=[*_texts(row.messages), row.answer],
+        around=[*_texts(row.messages), row.answer, row.rejected or ""],
     )
     return None if hit is None else (f"examination: {hit.reason}", hit.exam_id)
 

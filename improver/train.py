@@ -19,7 +19,8 @@ section 2.2; GIFT4Code, arXiv 2402.08073; Inverse-Instruct, arXiv 2407.05700). D
 where the papers tune all weights, hence larger learning rates than theirs.
 
 Covered: one device (CUDA, else the CPU), early stop on a held-out split, refusal of what the engine
-would refuse. Not covered: several devices, gradient checkpointing, preference losses.
+would refuse. Not covered: several devices, gradient checkpointing. Preferences are
+`prefer`'s, which goes on from what this step leaves.
 """
 
 from __future__ import annotations
@@ -310,8 +311,12 @@ def pick_dtype(wanted: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if native else torch.float32
 
 
-def load_model(job: TrainJob, device: torch.device, dtype: torch.dtype) -> Any:
-    """Load the base and put fresh LoRA layers into it; their weights stay fp32."""
+def load_base(job: TrainJob, device: torch.device, dtype: torch.dtype) -> Any:
+    """Load the base model.
+
+    Raises:
+        TrainingError: it cannot be loaded, or is no decoder that is known here.
+    """
     try:
         base = AutoModelForCausalLM.from_pretrained(
             job.base_directory, dtype=dtype, local_files_only=True, attn_implementation="sdpa"
@@ -320,7 +325,12 @@ def load_model(job: TrainJob, device: torch.device, dtype: torch.dtype) -> Any:
         raise TrainingError(f"cannot load {job.base_directory}: {error}") from error
     if not hasattr(base, "lm_head") or not hasattr(base, "model"):
         raise TrainingError(f"{type(base).__name__} is not a decoder this step knows")
-    config = LoraConfig(
+    return base.to(device)
+
+
+def lora_config(job: TrainJob, base: Any) -> LoraConfig:
+    """What the adapter is like."""
+    return LoraConfig(
         r=job.rank,
         lora_alpha=job.alpha,
         lora_dropout=job.dropout,
@@ -328,7 +338,12 @@ def load_model(job: TrainJob, device: torch.device, dtype: torch.dtype) -> Any:
         bias="none",
         task_type="CAUSAL_LM",
     )
-    return get_peft_model(base.to(device), config)
+
+
+def load_model(job: TrainJob, device: torch.device, dtype: torch.dtype) -> Any:
+    """Load the base and put fresh LoRA layers into it; their weights stay fp32."""
+    base = load_base(job, device, dtype)
+    return get_peft_model(base, lora_config(job, base))
 
 
 # --- the run -------------------------------------------------------------------------------------
@@ -450,7 +465,7 @@ class Run:
         candidate = progress.step > self.plan.last_phase
         if candidate and loss < progress.best_loss:
             progress.best_loss, progress.best_step, progress.worse = loss, progress.step, 0
-            self.best = self._adapter()
+            self.best = adapter_weights(self.model)
         elif candidate:
             progress.worse += 1
             progress.stopped_early = progress.worse >= self.job.patience
@@ -467,13 +482,6 @@ class Run:
         self.curve.append(line)
         self._report(line)
 
-    def _adapter(self) -> dict[str, torch.Tensor]:
-        state = get_peft_model_state_dict(self.model, save_embedding_layers=False)
-        return {
-            name: value.detach().to("cpu", torch.float32).clone().contiguous()
-            for name, value in sorted(state.items())
-        }
-
     def _save(self) -> None:
         draft = self.checkpoint.with_suffix(".draft")
         with draft.open("wb") as file:
@@ -481,7 +489,7 @@ class Run:
                 {
                     "progress": asdict(self.progress),
                     "curve": self.curve,
-                    "weights": self._adapter(),
+                    "weights": adapter_weights(self.model),
                     "best": self.best,
                     "optimizer": self.optimizer.state_dict(),
                     "rng": torch.get_rng_state(),
@@ -508,23 +516,9 @@ class Run:
 
     def finish(self) -> Json:
         """Write the adapter, its probe and the report; return the report."""
-        draft = self.directory / "adapter"
-        draft.mkdir(exist_ok=True)
-        save_file(self._adapter(), str(draft / "adapter_model.safetensors"))
-        config = self.model.peft_config["default"].to_dict()
-        config |= {
-            "base_model_name_or_path": self.job.base_name,
-            "inference_mode": True,
-            "target_modules": sorted(config["target_modules"]),
-        }
-        text = json.dumps(config, indent=1, sort_keys=True, default=_plain)
-        (draft / "adapter_config.json").write_text(text + "\n")
-        probe.write(draft, self._probe())
+        texts = probe_texts(self.model, self.rows, self.tokenizer, self.device)
         report = self._summary()
-        text = json.dumps(report, indent=1, sort_keys=True) + "\n"
-        (draft / "training.json").write_text(text)
-        (self.directory / "training.json.draft").write_text(text)
-        (self.directory / "training.json.draft").replace(self.directory / "training.json")
+        leave(self.directory, self.model, self.job, texts, report)
         return report
 
     def _summary(self) -> Json:
@@ -553,29 +547,64 @@ class Run:
             "padding_share": round(1 - progress.tokens / max(progress.padded_tokens, 1), 3),
             "train_s": round(progress.busy_s, 1),
             "process_s": round(time.monotonic() - self._began, 1),
-            "peak_memory_bytes": _peak_memory(self.device),
+            "peak_memory_bytes": peak_memory(self.device),
             "device": str(self.device),
             "dtype": str(self.dtype).removeprefix("torch."),
             "curve": self.curve,
             "versions": {name: version(name) for name in ("torch", "transformers", "peft")},
         }
 
-    def _probe(self) -> list[probe.ProbeText]:
-        """Texts at which the adapter acts: the rows it shifts most, and a neutral one."""
-        self.model.eval()
-        shortest = sorted(self.rows, key=lambda row: len(row.ids))[:PROBE_CANDIDATES]
-        texts = [self._probe_text(_opening(row)) for row in shortest]
-        texts.sort(key=lambda text: -_shift(text))
-        neutral = self.tokenizer(NEUTRAL_TEXT, add_special_tokens=False)["input_ids"]
-        return [*texts[:PROBE_TEXTS], self._probe_text(neutral)]
 
-    def _probe_text(self, ids: list[int]) -> probe.ProbeText:
-        row = [Encoded(ids, 1)]
-        with torch.no_grad():
-            tuned = answer_logprobs(self.model, row, self.device).tolist()
-            with self.model.disable_adapter():
-                base = answer_logprobs(self.model, row, self.device).tolist()
-        return probe.ProbeText(token_ids=ids, base_logprobs=base, adapter_logprobs=tuned)
+def leave(
+    directory: Path, model: Any, job: TrainJob, texts: Sequence[probe.ProbeText], report: Json
+) -> None:
+    """Write what a run leaves: `adapter/`, and last `training.json`."""
+    draft = directory / "adapter"
+    draft.mkdir(exist_ok=True)
+    save_file(adapter_weights(model), str(draft / "adapter_model.safetensors"))
+    config = model.peft_config["default"].to_dict()
+    config |= {
+        "base_model_name_or_path": job.base_name,
+        "inference_mode": True,
+        "target_modules": sorted(config["target_modules"]),
+    }
+    text = json.dumps(config, indent=1, sort_keys=True, default=_plain)
+    (draft / "adapter_config.json").write_text(text + "\n")
+    probe.write(draft, texts)
+    text = json.dumps(report, indent=1, sort_keys=True) + "\n"
+    (draft / "training.json").write_text(text)
+    (directory / "training.json.draft").write_text(text)
+    (directory / "training.json.draft").replace(directory / "training.json")
+
+
+def adapter_weights(model: Any) -> dict[str, torch.Tensor]:
+    """The adapter's weights by name, as they are written."""
+    state = get_peft_model_state_dict(model, save_embedding_layers=False)
+    return {
+        name: value.detach().to("cpu", torch.float32).clone().contiguous()
+        for name, value in sorted(state.items())
+    }
+
+
+def probe_texts(
+    model: Any, rows: Sequence[Encoded], tokenizer: Any, device: torch.device
+) -> list[probe.ProbeText]:
+    """Texts at which the adapter acts: the rows it shifts most, and a neutral one."""
+    model.eval()
+    shortest = sorted(rows, key=lambda row: len(row.ids))[:PROBE_CANDIDATES]
+    texts = [_probe_text(model, _opening(row), device) for row in shortest]
+    texts.sort(key=lambda text: -_shift(text))
+    neutral = tokenizer(NEUTRAL_TEXT, add_special_tokens=False)["input_ids"]
+    return [*texts[:PROBE_TEXTS], _probe_text(model, neutral, device)]
+
+
+def _probe_text(model: Any, ids: list[int], device: torch.device) -> probe.ProbeText:
+    row = [Encoded(ids, 1)]
+    with torch.no_grad():
+        tuned = answer_logprobs(model, row, device).tolist()
+        with model.disable_adapter():
+            base = answer_logprobs(model, row, device).tolist()
+    return probe.ProbeText(token_ids=ids, base_logprobs=base, adapter_logprobs=tuned)
 
 
 def _opening(row: Encoded) -> list[int]:
@@ -591,7 +620,8 @@ def _plain(value: object) -> object:
     return sorted(value) if isinstance(value, (set, frozenset)) else str(value)
 
 
-def _peak_memory(device: torch.device) -> int:
+def peak_memory(device: torch.device) -> int:
+    """The most memory that was in use: the device's, on a CPU the process's."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
@@ -604,16 +634,25 @@ def die_with_parent() -> None:
         ctypes.CDLL(None).prctl(pr_set_pdeathsig, sigterm, 0, 0, 0)
 
 
+def read_job(directory: Path) -> TrainJob:
+    """Read what is to be trained.
+
+    Raises:
+        TrainingError: there is no such file, or it is malformed.
+    """
+    try:
+        return from_json(TrainJob, json.loads((directory / "job.json").read_text()))
+    except (OSError, ValueError, TypeError) as error:
+        raise TrainingError(f"{directory} has no readable job.json: {error}") from error
+
+
 def train(directory: Path) -> Json:
     """Run the job of a directory to its end and return its report.
 
     Raises:
         TrainingError: the job is malformed, cannot be served, or the loss is not finite.
     """
-    try:
-        job = from_json(TrainJob, json.loads((directory / "job.json").read_text()))
-    except (OSError, ValueError, TypeError) as error:
-        raise TrainingError(f"{directory} has no readable job.json: {error}") from error
+    job = read_job(directory)
     with (directory / "progress.jsonl").open("a", encoding="utf-8") as file:
 
         def report(line: Json) -> None:

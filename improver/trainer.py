@@ -1,9 +1,15 @@
-"""Start the training process and follow it.
+"""Start the training processes and follow them.
 
-`improver.train` runs in a process of its own (`python -m improver.train DIRECTORY`), at lower
-priority and with the CPU environment of `ops.processes`, so that torch never enters the daemon and
-a crash of it is an error here and no more. Killed with its parent, or ended because the call was
-cancelled, it goes on from its last checkpoint when the stage is run again.
+    sweep/RATE/    a short run for each learning rate that is on offer; the held-out rows choose
+    .              `improver.train` on the rows, with the rate that was chosen
+    preferred/     `improver.prefer` on the preferences, from the adapter that training left
+
+Each step is a process of its own (`python -m improver.train DIRECTORY`), at lower priority and with
+the CPU environment of `ops.processes`, so that torch never enters the daemon and a crash of it is
+an error here and no more. Killed with its parent, or ended because the call was cancelled, it goes
+on from its last checkpoint when the stage is run again. Steps that have nothing to do are left out.
+
+The learning rate is swept, since the papers' values are for all weights and ours is for LoRA.
 """
 
 from __future__ import annotations
@@ -12,8 +18,11 @@ import asyncio
 import contextlib
 import json
 import os
+import random
+import shutil
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
@@ -25,6 +34,16 @@ POLL_S = 0.5
 LAST_WORDS_BYTES = 4000
 END_S = 10.0
 """How long the process may take to end when it is asked to; then it is killed."""
+SWEEP_ROWS = 96
+SWEEP_HELD_OUT = 48
+"""Rows of a short run: enough to see which rates learn and which do harm, not how far one gets."""
+
+
+class Step(Protocol):
+    """One process of the run, unless it has done its work already."""
+
+    async def __call__(self, folder: Path, job: TrainJob, module: str = ...) -> Json:
+        """Run it and return its report."""
 
 
 class Train(Protocol):
@@ -53,7 +72,8 @@ async def run_training(
     """Train from the rows that lie in `directory` and return `training.json`.
 
     Args:
-        directory: holds `train.jsonl` and `held_out.jsonl`; gets `adapter/`.
+        directory: holds `train.jsonl` and `held_out.jsonl`, with preferences also
+            `preferences.jsonl` and `preferences_held_out.jsonl`; gets `adapter/`.
         job: what to train.
         nice: added niceness.
         environment: of the process.
@@ -62,18 +82,95 @@ async def run_training(
     Raises:
         TrainingError: the process failed; the message has its last words.
     """
-    done = directory / "training.json"
-    if not done.exists():
-        (directory / "job.json").write_text(json.dumps(to_json(job), indent=1))
-        await _run(directory, nice, environment, on_progress)
-    try:
-        report: Json = json.loads(done.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise TrainingError(f"the training process left no report: {error}") from error
-    return report
+
+    async def step(folder: Path, job: TrainJob, module: str = "improver.train") -> Json:
+        done = folder / "training.json"
+        if not done.exists():
+            (folder / "job.json").write_text(json.dumps(to_json(job), indent=1))
+            await _run(module, folder, nice, environment, on_progress)
+        try:
+            report: Json = json.loads(done.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise TrainingError(f"the training process left no report: {error}") from error
+        return report
+
+    prefers = job.preferences != "none" and _lines(directory / "preferences.jsonl") != []
+    if prefers and not _lines(directory / "train.jsonl"):
+        report: Json = {}
+    else:
+        chosen, swept = await _sweep(directory, job, step)
+        report = await step(directory, chosen) | ({"sweep": swept} if swept else {})
+    if not prefers:
+        return report
+    return await _prefer(directory, job, report, step)
+
+
+async def _sweep(directory: Path, job: TrainJob, step: Step) -> tuple[TrainJob, Json]:
+    """Try the learning rates that are on offer; return the job with the best, and the numbers."""
+    rates = job.learning_rates
+    if len(rates) < 2:
+        return job, {}
+    rows = _drawn(_lines(directory / "train.jsonl"), SWEEP_ROWS, job.seed)
+    held_out = _drawn(_lines(directory / "held_out.jsonl"), SWEEP_HELD_OUT, job.seed)
+    if not held_out:
+        return job, {"why": "no held-out rows to judge by", "learning_rate": job.learning_rate}
+    tried: list[Json] = []
+    for rate in rates:
+        folder = directory / "sweep" / f"{rate:g}"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "train.jsonl").write_text("".join(rows), encoding="utf-8")
+        (folder / "held_out.jsonl").write_text("".join(held_out), encoding="utf-8")
+        short = replace(job, learning_rate=rate, learning_rates=(), epochs=1, preferences="none")
+        try:
+            found = await step(folder, short)
+        except TrainingError as error:
+            tried.append({"learning_rate": rate, "held_out_loss": None, "error": str(error)})
+            continue
+        tried.append(
+            {
+                "learning_rate": rate,
+                "held_out_loss_base": found["held_out_loss_base"],
+                "held_out_loss": found["held_out_loss"],
+                "steps": found["steps"],
+            }
+        )
+    judged = [one for one in tried if one["held_out_loss"] is not None]
+    if not judged:
+        raise TrainingError(f"no learning rate works: {tried[-1]['error']}")
+    best = min(judged, key=lambda one: float(one["held_out_loss"]))["learning_rate"]
+    told = {"learning_rate": best, "rows": len(rows), "held_out": len(held_out), "tried": tried}
+    return replace(job, learning_rate=best), told
+
+
+async def _prefer(directory: Path, job: TrainJob, report: Json, step: Step) -> Json:
+    """Go on with the preferences and put the adapter that comes of it in place of the first."""
+    folder = directory / "preferred"
+    if not (folder / "training.json").exists():
+        folder.mkdir(exist_ok=True)
+        for name in ("preferences.jsonl", "preferences_held_out.jsonl"):
+            shutil.copyfile(directory / name, folder / name)
+        if report:
+            shutil.copytree(directory / "adapter", folder / "start", dirs_exist_ok=True)
+    told = await step(folder, job, "improver.prefer")
+    shutil.copytree(folder / "adapter", directory / "adapter", dirs_exist_ok=True)
+    too_long = [*report.get("rows_too_long", []), *told["rows_too_long"]]
+    return {**(report or told), "rows_too_long": too_long, "preferred": told}
+
+
+def _lines(path: Path) -> list[str]:
+    """The rows of a file as they are; one that is not there has none."""
+    if not path.exists():
+        return []
+    # Not `splitlines`: JSON strings may hold U+2028 and its like as they are.
+    return [f"{line}\n" for line in path.read_text(encoding="utf-8").split("\n") if line]
+
+
+def _drawn(lines: list[str], count: int, seed: int) -> list[str]:
+    return lines if len(lines) <= count else random.Random(seed).sample(lines, count)
 
 
 async def _run(
+    module: str,
     directory: Path,
     nice: int,
     environment: Mapping[str, str],
@@ -83,7 +180,7 @@ async def _run(
     with log.open("ab") as output:
         process = await asyncio.create_subprocess_exec(
             *("nice", "-n", str(nice)) if nice else (),
-            *(sys.executable, "-m", "improver.train", str(directory)),
+            *(sys.executable, "-m", module, str(directory)),
             env=dict(environment),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=output,

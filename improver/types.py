@@ -55,6 +55,8 @@ class Origin(StrEnum):
     """The model; a check or a person found it right when it was served."""
     CORPUS = "corpus"
     """A corpus of code that the operator brought."""
+    REFUSED = "refused"
+    """The model; a person refused it, and nothing better is known: only to be moved away from."""
 
 
 class Phase(IntEnum):
@@ -69,6 +71,9 @@ class Phase(IntEnum):
 @dataclass(frozen=True, kw_only=True)
 class Row:
     """One training example: the prompt as it is served, and the answer that should come.
+
+    A preference has in `rejected` the answer that should not come; where only that is known, its
+    `answer` is empty and its `program` is the refused one.
 
     `provenance` says how it came about: model, sampling, verdict, where the words come from. Three
     of its entries steer what is done with the row: `spec`, the specification in its prompt where
@@ -86,6 +91,7 @@ class Row:
     feedback_ids: list[str]
     prompt_sha256: str
     program_sha256: str
+    rejected: str | None = None
     provenance: Json = field(default_factory=dict)
 
 
@@ -125,6 +131,13 @@ class TrainJob:
     microbatch_tokens: int = 1024
     checkpoint_s: float = 30.0
     target_modules: tuple[str, ...] = LORA_TARGETS
+    learning_rates: tuple[float, ...] = ()
+    """Where there are several, held-out rows choose among them; `learning_rate` is the first."""
+    preferences: str = "none"
+    """`dpo` or `kto`: go on with the preferences that lie beside the rows."""
+    beta: float = 0.1
+    preference_learning_rate: float = 2e-5
+    preference_epochs: int = 1
 
 
 class Arm(StrEnum):
@@ -202,6 +215,7 @@ _CONVERT: dict[str, Any] = {
     "Suite": Suite,
     "Decision": Decision,
     "tuple[str, ...]": tuple,
+    "tuple[float, ...]": tuple,
     "Row | None": lambda data: None if data is None else from_json(Row, data),
 }
 

@@ -46,7 +46,7 @@ _STATUS = {
 }
 _LEVELS = {"warning": "warn", "warn": "warn", "error": "error", "critical": "error"}
 MAX_LISTED = 1000
-RECIPES = ("ilf", "gift4code", "inverse_instruct", "all")
+RECIPES = ("ilf", "gift4code", "inverse_instruct", "preferences", "all")
 
 
 @router.get("", responses=errors(400, 503))
@@ -97,7 +97,9 @@ class JobIn(BaseModel):
     suffix: Literal["code"] | None = None
     seed: int | None = Field(None, ge=0, le=2**31 - 1)
     metadata: dict[str, str] | None = Field(
-        None, description="`recipe`: ilf, gift4code, inverse_instruct or all; unset: the settings'"
+        None,
+        description="`recipe`: ilf, gift4code, inverse_instruct, preferences or all; "
+        "unset: the settings'",
     )
     method: MethodIn | None = None
     hyperparameters: SupervisedIn | None = Field(None, description="OpenAI's older form")
@@ -171,8 +173,8 @@ def _training(settings: ImproverSettings, wanted: SupervisedIn | None, seed: int
     if wanted.batch_size != "auto":
         changes["batch_rows"] = wanted.batch_size
     if wanted.learning_rate_multiplier != "auto":
-        rate = settings.train.learning_rate * wanted.learning_rate_multiplier
-        changes["learning_rate"] = rate
+        factor = wanted.learning_rate_multiplier
+        changes["learning_rate"] = tuple(rate * factor for rate in settings.train.learning_rates)
     return changes
 
 

@@ -27,7 +27,7 @@ GOOD = "def double(x):\n    return x * 2\n"
 def test_a_word_means_recipes() -> None:
     assert cookbook.names("ilf") == ("ilf",)
     assert cookbook.names("all") == cookbook.RECIPES
-    assert set(cookbook.RECIPES) == {"ilf", "gift4code", "inverse_instruct"}
+    assert set(cookbook.RECIPES) == {"ilf", "gift4code", "inverse_instruct", "preferences"}
     with pytest.raises(CycleError, match="no recipe 'alchemy'; known are ilf"):
         cookbook.names("alchemy")
 
@@ -83,9 +83,9 @@ def test_a_source_that_is_not_there_is_named(store: Store, tmp_path: Path, name:
 
 
 def test_what_is_missing_is_said_with_the_setting(store: Store) -> None:
-    settings = ImproverSettings()
+    settings = ImproverSettings.model_validate({"train": {"preferences": "dpo"}})
     for recipe in cookbook.RECIPES:
-        material, report = gathered(store, recipe)
+        material, report = gathered(store, recipe, settings=settings)
         told = cookbook.missing(recipe, settings, material, report)
         assert told is not None
         assert f"improver.{recipe}.min_rows" in told
@@ -108,7 +108,7 @@ def test_rows_at_most_count_what_limits_allow(store: Store, tmp_path: Path) -> N
     assert cookbook.rows_at_most("inverse_instruct", settings, material) == 3 * 2
     assert cookbook.rows_at_most("ilf", settings, material) == 0
     counted = {name: cookbook.items(name, settings, material) for name in cookbook.RECIPES}
-    assert counted == {"ilf": 0, "gift4code": 2, "inverse_instruct": 3}
+    assert counted == {"ilf": 0, "gift4code": 2, "inverse_instruct": 3, "preferences": 0}
 
 
 class Runner:

@@ -88,7 +88,7 @@ def test_a_job_is_a_queued_cycle_that_the_improver_understands(server: Running) 
     defaults = server.settings.improver.train
     assert plan.improver.recipe == "gift4code"
     assert (plan.improver.train.epochs, plan.improver.train.seed) == (5, 11)
-    assert plan.improver.train.learning_rate == pytest.approx(defaults.learning_rate / 2)
+    assert plan.improver.train.learning_rates == pytest.approx([defaults.learning_rate / 2])
     assert plan.improver.train.batch_rows == defaults.batch_rows
     assert set(RECIPES) == {*cookbook.names("all"), "all"}
 
