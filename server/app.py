@@ -61,6 +61,9 @@ from server.auth import INFERENCE as INFERENCE_SCOPE
 from server.auth import Guarded, Key, Keys
 from server.calls import CHAT, COUNT_TOKENS, EXECUTIONS, MESSAGES, RESPONSES, TEXT
 from server.canary import Canary
+from server.console import playground
+from server.console import routes as console
+from server.console.door import Door
 from server.document import describe
 from server.engine import Engine
 from server.errors import BadRequest, ServerError
@@ -78,7 +81,7 @@ from server.verification import Checker, Judge
 
 log = logging.getLogger(__name__)
 
-INFERENCE = frozenset((CHAT, TEXT, RESPONSES, MESSAGES, COUNT_TOKENS, EXECUTIONS))
+INFERENCE = frozenset((CHAT, TEXT, RESPONSES, MESSAGES, COUNT_TOKENS, EXECUTIONS, playground.PATH))
 
 
 def create_app(
@@ -101,7 +104,7 @@ def create_app(
     async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
         async with AsyncExitStack() as stack:
             state = await _open(settings, checker, keys, stack)
-            yield {"server": state, "counts": health.new_counts()}
+            yield {"server": state, "counts": health.new_counts(), "door": Door(keys)}
 
     app = FastAPI(
         title="Journeyman",
@@ -116,6 +119,7 @@ def create_app(
         *(chat, stored, completions, responses, messages, models),
         *(executions, feedback, events),
         *(interactions, releases, jobs, files, evals, users, health, docs),
+        console,
     )
     for module in routes:
         app.include_router(module.router)

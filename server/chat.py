@@ -25,35 +25,39 @@ async def create_chat_completion(request: Request) -> Response:
     body = await read_json(request, state.settings.max_body_bytes)
     _check_messages(body.get("messages"))
     envelope = read_envelope(body)
-    spec = _spec(envelope, state)
+    spec = io_spec(envelope, state)
     if envelope.store:
         state.recorder.require()
 
-    async def answer(exchange: Exchange) -> None:
+    async def write(exchange: Exchange) -> None:
         if envelope.priority > 0:
             request.state.behind = True
             async with request.state.gate.behind():
-                await _answer(exchange)
+                await answer(request, envelope, spec, exchange)
         else:
-            await _answer(exchange)
+            await answer(request, envelope, spec, exchange)
 
-    async def _answer(exchange: Exchange) -> None:
-        who = state.who(envelope, request.state.identity)
-        with state.adapters.lease(envelope.model, who) as served:
-            call = Call(
-                endpoint=CHAT,
-                envelope=envelope,
-                served=served,
-                identity=request.state.identity,
-            )
-            request.state.call = call
-            if spec is None:
-                await state.forwarder.answer(call, exchange)
-            else:
-                status = await state.generator.answer(call, spec, exchange)
-                request.state.verification = status
+    return Reply(write)
 
-    return Reply(answer)
+
+async def answer(
+    request: Request, envelope: Envelope, spec: SpecRequest | None, exchange: Exchange
+) -> Call:
+    """Answer a request that has been read, for whom its state names; return how it went.
+
+    Raises:
+        ServerError: nothing was answered.
+    """
+    state, identity = current(request), request.state.identity
+    who = state.who(envelope, identity)
+    with state.adapters.lease(envelope.model, who) as served:
+        call = Call(endpoint=CHAT, envelope=envelope, served=served, identity=identity)
+        request.state.call = call
+        if spec is None:
+            await state.forwarder.answer(call, exchange)
+        else:
+            request.state.verification = await state.generator.answer(call, spec, exchange)
+    return call
 
 
 def _check_messages(messages: object) -> None:
@@ -66,7 +70,12 @@ def _check_messages(messages: object) -> None:
             )
 
 
-def _spec(envelope: Envelope, state: State) -> SpecRequest | None:
+def io_spec(envelope: Envelope, state: State) -> SpecRequest | None:
+    """Read the specification of a request; None where it has none.
+
+    Raises:
+        BadRequest: it is malformed.
+    """
     if envelope.io_spec is None:
         return None
     return read_spec(

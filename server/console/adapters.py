@@ -1,0 +1,263 @@
+"""*Adapters*: the versions and where they come from, two of them task by task, which one answers.
+
+Promotion and rollback move an alias in the registry, as the commands do; the server proves what it
+loads before it answers with it (`server.adapters`), and takes back what it cannot prove.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from ops.records import Adapter, AdapterState, Alias
+from ops.registry import lineage
+from server.auth import CONSOLE
+from server.console import charts
+from server.console.base import form_of, new_router, read, render, see_other, visitor_of
+from server.console.charts import Node
+from server.console.door import Visitor
+from server.console.examinations import BASE, Examination, compare, examination, examinations
+from server.errors import BadRequest, ConflictError
+from server.state import State, current
+
+router = new_router()
+
+PATH = f"{CONSOLE}/adapters"
+MAX_SOURCES = 50
+"""Interactions that a version was made of which are named on its page."""
+MAX_TASKS = 500
+_LIVE = (AdapterState.CHAMPION, AdapterState.RETIRED)
+
+
+@router.get(PATH)
+async def show_all(request: Request) -> Response:
+    """List the versions."""
+    visitor = visitor_of(request)
+    state = current(request)
+    found = await read(lambda: _all(state))
+    return render(request, "adapters.html", visitor=visitor, **found)
+
+
+@router.get(f"{PATH}/compare")
+async def show_difference(request: Request) -> Response:
+    """Show two versions task by task."""
+    visitor = visitor_of(request)
+    state = current(request)
+    query = request.query_params
+    first, second = (_number(query.get(name, "")) for name in ("first", "second"))
+    only = "changed" if query.get("only", "changed") == "changed" else "all"
+    found = await read(lambda: _difference(state, first, second, only))
+    return render(request, "compare.html", visitor=visitor, **found)
+
+
+@router.get(f"{PATH}/{{version}}")
+async def show_one(request: Request, version: str) -> Response:
+    """Show a version: the decision about it, what it was made of, what became of it."""
+    visitor = visitor_of(request)
+    state = current(request)
+    found = await read(lambda: _one(state, version))
+    return render(request, "adapter.html", visitor=visitor, **found)
+
+
+@router.get(f"{PATH}/{{version}}/promote")
+async def ask_promote(request: Request, version: str) -> Response:
+    """Say what promoting a version means, and ask."""
+    visitor = visitor_of(request)
+    state = current(request)
+    found = await read(lambda: _one(state, version))
+    return render(request, "promote.html", visitor=visitor, **found)
+
+
+@router.post(f"{PATH}/{{version}}/promote")
+async def promote(request: Request, version: str) -> Response:
+    """Make a version the champion."""
+    visitor = visitor_of(request)
+    form = await form_of(request, visitor)
+    registry = current(request).registry
+    reason = form.get("reason").strip() or "promoted in the console"
+
+    def move() -> Adapter:
+        adapter = registry.find(version)
+        force = form.get("force") == "yes"
+        registry.promote(adapter.version, actor=actor(visitor), reason=reason[:500], force=force)
+        return adapter
+
+    adapter = await read(move)
+    return see_other(f"{PATH}/{adapter.version}", done="promoted")
+
+
+@router.get(f"{CONSOLE}/rollback")
+async def ask_rollback(request: Request) -> Response:
+    """Say what the rollback means, and ask."""
+    visitor = visitor_of(request)
+    state = current(request)
+    champion, back = await read(
+        lambda: (state.registry.at(Alias.CHAMPION), state.registry.at(Alias.ROLLBACK))
+    )
+    return render(request, "rollback.html", visitor=visitor, champion=champion, back=back)
+
+
+@router.post(f"{CONSOLE}/rollback")
+async def rollback(request: Request) -> Response:
+    """Put the previous champion back."""
+    visitor = visitor_of(request)
+    form = await form_of(request, visitor)
+    registry = current(request).registry
+    reason = form.get("reason").strip() or "rolled back in the console"
+    seen = form.get("champion")
+
+    def move() -> None:
+        # What was confirmed is what is done: not the rollback of a version promoted meanwhile.
+        champion = registry.at(Alias.CHAMPION)
+        if seen != (str(champion.version) if champion is not None else ""):
+            raise ConflictError("another version answers by now: look again")
+        registry.rollback(actor=actor(visitor), reason=reason[:500])
+
+    await read(move)
+    return see_other(PATH, done="rolled-back")
+
+
+def actor(visitor: Visitor) -> str:
+    """Under which name what is done here stands in the history."""
+    return f"console:{visitor.identity.name}"
+
+
+def _number(name: str) -> int:
+    """The version of a name as forms and links have it."""
+    digits = name.removeprefix("code@").removeprefix("v")
+    if not digits.isdecimal() or len(digits) > 9:
+        raise BadRequest("versions are named by their number; 0 is the base model")
+    return int(digits)
+
+
+def _all(state: State) -> dict[str, Any]:
+    store = state.store
+    adapters = store.adapters()
+    exams = {exam.candidate: exam for exam in examinations(store)}
+    aliases = store.aliases()
+    return {
+        "adapters": adapters,
+        "exams": exams,
+        "aliases": {version: alias.value for alias, version in aliases.items()},
+        "champion": aliases.get(Alias.CHAMPION, BASE),
+        "serving": state.adapters.champion,
+        "graph": charts.lineage(_nodes(adapters[::-1][-40:], exams, aliases.get(Alias.CHAMPION))),
+        "receipts": store.receipts(limit=8),
+    }
+
+
+def _nodes(
+    adapters: list[Adapter], exams: dict[int, Examination], champion: int | None
+) -> list[Node]:
+    """The lineage: each version hangs on the champion it was examined against."""
+    nodes, before = [], None
+    for adapter in adapters:
+        exam = exams.get(adapter.version)
+        parent = (exam.champion or None) if exam is not None else before
+        live = adapter.state in _LIVE
+        kind = "champion" if adapter.version == champion else "promoted" if live else "open"
+        if adapter.state in (AdapterState.REJECTED, AdapterState.ERASED):
+            kind = "rejected"
+        note = f"{exam.candidate_solved}/{exam.tasks}" if exam and exam.tasks else adapter.recipe
+        nodes.append(
+            Node(
+                version=adapter.version,
+                parent=parent,
+                kind=kind,
+                label=f"v{adapter.version}",
+                note=note,
+            )
+        )
+        before = adapter.version if live else before
+    return nodes
+
+
+def _one(state: State, name: str) -> dict[str, Any]:
+    store = state.store
+    adapter = state.registry.find(name)
+    cycle = store.cycle(adapter.cycle_id) if adapter.cycle_id else None
+    made = lineage(store, adapter)
+    exam = examination(cycle) if cycle is not None else None
+    aliases = store.aliases()
+    return {
+        "adapter": adapter,
+        "aliases": [alias.value for alias, at in aliases.items() if at == adapter.version],
+        "champion": aliases.get(Alias.CHAMPION, BASE),
+        "serving": state.adapters.champion,
+        "loaded": any(other.version == adapter.version for other in state.adapters.loaded),
+        "exam": exam if exam is not None and exam.candidate == adapter.version else None,
+        "transitions": store.transitions(adapter.version),
+        "receipts": store.receipts(version=adapter.version, limit=20),
+        "rows": Counter(row.recipe for row in made.rows),
+        "sources": made.interaction_ids[:MAX_SOURCES],
+        "source_count": len(made.interaction_ids),
+        "feedback_count": len(made.feedback_ids),
+        "regular": adapter.state
+        in (
+            AdapterState.EXAMINED,
+            AdapterState.SHADOW,
+            AdapterState.CANARY,
+            AdapterState.RETIRED,
+        ),
+        "promotable": adapter.tainted_by is None
+        and adapter.state not in (AdapterState.CHAMPION, AdapterState.ERASED),
+    }
+
+
+def _difference(state: State, first: int, second: int, only: str) -> dict[str, Any]:
+    store = state.store
+    versions = [None if v == BASE else store.adapter(v) for v in (first, second)]
+    tasks = compare(store, first, second)
+    counts = Counter((task.suite, task.change) for task in tasks or ())
+    shown = [t for t in tasks or () if only == "all" or t.change not in ("both", "neither")]
+    rows = [
+        {row.row_id for row in lineage(store, adapter).rows} if adapter is not None else set()
+        for adapter in versions
+    ]
+    return {
+        "first": first,
+        "second": second,
+        "versions": versions,
+        "all_versions": [adapter.version for adapter in store.adapters()],
+        "compared": tasks is not None,
+        "suites": sorted({suite for suite, _ in counts}, key=_suite_order),
+        "counts": counts,
+        "total": len(tasks or ()),
+        "tasks": shown[:MAX_TASKS],
+        "more": max(0, len(shown) - MAX_TASKS),
+        "only": only,
+        "seeds": len({task.seed for task in tasks or ()}),
+        "rows": (len(rows[0] - rows[1]), len(rows[0] & rows[1]), len(rows[1] - rows[0])),
+        "settings": _changed_settings(versions),
+    }
+
+
+def _suite_order(suite: str) -> tuple[int, str]:
+    known = ("target", "guard", "replay", "vault", "secrets")
+    return (known.index(suite) if suite in known else len(known), suite)
+
+
+def _changed_settings(versions: list[Adapter | None]) -> list[tuple[str, Any, Any]]:
+    """Settings of their cycles in which two versions differ, by dotted name."""
+    found = [_leaves(a.lineage.get("settings") or {}) if a is not None else {} for a in versions]
+    if not found[0] or not found[1]:
+        return []
+    names = sorted(found[0].keys() | found[1].keys())
+    return [
+        (name, found[0].get(name), found[1].get(name))
+        for name in names
+        if found[0].get(name) != found[1].get(name)
+    ]
+
+
+def _leaves(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    leaves: dict[str, Any] = {}
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            leaves |= _leaves(value, f"{prefix}{name}.")
+        else:
+            leaves[f"{prefix}{name}"] = value
+    return leaves
