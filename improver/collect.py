@@ -115,7 +115,12 @@ def _take(
         if not machine:
             found.skipped["feedback too short"] += 1
             return True
-        runs = [e for e in store.executions(interaction.id) if e.attempt_id == wrong.id]
+        # Of equal programs one was run, for all of them.
+        runs = [
+            run
+            for run in store.executions(interaction.id)
+            if run.attempt_id is not None and run.program_sha256 == wrong.program_sha256
+        ]
         text = machine_words(runs[0]) if runs else None
         if text is None:
             found.skipped["fails hidden examples only, and nobody commented"] += 1

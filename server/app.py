@@ -23,6 +23,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
+from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 import sandbox
@@ -278,6 +279,7 @@ async def _open(
         limits=_limits(settings.sandbox),
         improvement=Improvement(
             settings=settings.improver,
+            release=settings.release,
             engine_model=settings.engine.model,
             max_lora_rank=settings.engine.max_lora_rank,
             cycles_dir=settings.cycles_dir,
@@ -417,7 +419,16 @@ async def _render_http(request: Request, error: Exception) -> Response:
         code={404: "route_not_found", 405: "method_not_allowed"}.get(status, "refused"),
     )
     headers = dict(getattr(error, "headers", None) or {})
+    if status == 405:
+        headers["Allow"] = ", ".join(_allowed(request))
     return JSONResponse(refused.body(), status_code=status, headers=headers)
+
+
+def _allowed(request: Request) -> list[str]:
+    """All methods of a path; the error knows those of one of its routes only."""
+    routes = request.app.router.routes
+    found = (r for r in routes if r.matches(request.scope)[0] is not Match.NONE)
+    return sorted({method for route in found for method in getattr(route, "methods", None) or ()})
 
 
 async def _render_gone(request: Request, error: Exception) -> Response:

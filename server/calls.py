@@ -45,6 +45,8 @@ class Call:
     rewrite: Json = field(default_factory=dict)
     """What the engine gets instead of the client's fields; None leaves one out."""
     id: str = field(default_factory=new_id)
+    previous_response_id: str | None = None
+    """The response that this one goes on from."""
     created_at: datetime = field(default_factory=now)
     started: float = field(default_factory=time.perf_counter)
     engine_s: float = 0.0
@@ -94,6 +96,7 @@ class Call:
         answer["episode_id"] = self.episode_id
         if self.endpoint == RESPONSES:
             answer["metadata"] = self.envelope.metadata
+            answer["previous_response_id"] = self.previous_response_id
         return answer
 
     def recording(
@@ -112,6 +115,8 @@ class Call:
         params = {key: value for key, value in body.items() if key not in _NOT_PARAMS}
         if options:
             params["io_spec"] = options
+        if self.endpoint == RESPONSES and body.get("instructions"):
+            params["instructions"] = True  # they are the first message
         interaction = Interaction(
             id=self.id,
             created_at=self.created_at,

@@ -27,7 +27,7 @@ from server.errors import BadRequest, RecordUnavailable
 from server.feedback_log import checked, keep
 from server.limits import read_json
 from server.openapi import body_of, errors
-from server.protocol import MAX_ID_CHARS, FeedbackIn, validated
+from server.protocol import MAX_ID_CHARS, FeedbackIn, Whole, validated
 from server.state import State, current
 
 router = APIRouter(tags=["feedback"])
@@ -62,7 +62,7 @@ class TabbyEvent(BaseModel):
 
     type: Literal["view", "select", "dismiss"]
     completion_id: str = Field(min_length=1, max_length=MAX_ID_CHARS)
-    choice_index: int = Field(0, ge=0, le=127)
+    choice_index: Whole = Field(0, ge=0, le=127)
     view_id: str | None = Field(None, max_length=150)
     elapsed: int | None = Field(None, ge=0, description="milliseconds")
 

@@ -31,7 +31,7 @@ from server.calls import EXECUTIONS, bare_id
 from server.errors import BadRequest, NotFoundError, RecordUnavailable, SandboxUnavailable
 from server.limits import read_json
 from server.openapi import body_of, errors
-from server.protocol import MAX_ID_CHARS, validated
+from server.protocol import MAX_ID_CHARS, Whole, validated
 from server.replies import Exchange, Reply
 from server.state import State, current
 from server.verification import Program, execution_row
@@ -54,8 +54,8 @@ class LimitsIn(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     wall_s: float | None = Field(None, gt=0)
-    cpu_s: int | None = Field(None, ge=1)
-    memory_bytes: int | None = Field(None, ge=1 << 26)
+    cpu_s: Whole | None = Field(None, ge=1)
+    memory_bytes: Whole | None = Field(None, ge=1 << 26)
 
 
 class Target(BaseModel):
@@ -69,6 +69,29 @@ class Target(BaseModel):
 
 class ExecutionIn(Target):
     """A program to be run: judged by `io_spec`, or called, or as a script with `stdin`."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        strict=True,
+        json_schema_extra={
+            "anyOf": [
+                {"not": {"required": ["io_spec"], "properties": {"io_spec": {"type": "object"}}}},
+                {
+                    "properties": {
+                        "calls": {"maxItems": 0},
+                        "entry_point": {"type": ["string", "null"], "maxLength": 0},
+                        "stdin": {"type": "null"},
+                    }
+                },
+            ],
+            "if": {
+                "required": ["entry_point"],
+                "properties": {"entry_point": {"type": "string", "minLength": 1}},
+            },
+            "then": {"required": ["calls"], "properties": {"calls": {"minItems": 1}}},
+        },
+    )
 
     source: Literal["served"] = "served"
     code: str = Field(min_length=1, max_length=MAX_CODE_CHARS, description="Python source")
@@ -89,8 +112,8 @@ class ExecutionReport(Target):
     source: Literal["client"]
     code: str | None = Field(None, max_length=MAX_CODE_CHARS, description="only its digest is kept")
     verdict: Literal[_REPORTABLE]  # type: ignore[valid-type]
-    passed: int = Field(0, ge=0, le=1_000_000)
-    total: int = Field(0, ge=0, le=1_000_000)
+    passed: Whole = Field(0, ge=0, le=1_000_000, description="at most `total`")
+    total: Whole = Field(0, ge=0, le=1_000_000)
     duration_s: float = Field(0.0, ge=0, le=86_400)
     error_type: str | None = Field(None, max_length=100)
     error_message: str | None = Field(None, max_length=2000)

@@ -53,7 +53,7 @@ class Try:
     mean_logprob: float | None
     repair_round: int
     program: Program | None
-    judging: asyncio.Task[Judgement]
+    judging: asyncio.Future[Judgement]
 
     @property
     def judgement(self) -> Judgement | None:
@@ -167,8 +167,27 @@ class Generator:
         finally:
             await _cancel(judged.values())
         if not tries:
-            raise EngineUnavailable("no attempt was finished in time")
+            tries.append(self._unfinished(request))
         return Outcome(ranked=rank(tries), usage=dict(usage))
+
+    def _unfinished(self, request: SpecRequest) -> Try:
+        """What comes back where `max_seconds` were over before anything else could."""
+        verdict = asyncio.get_running_loop().create_future()
+        verdict.set_result(
+            Judgement(
+                program=None, verification=None, total=request.spec.check_count, unfinished=True
+            )
+        )
+        message = {"role": "assistant", "content": ""}
+        choice = _whole({"index": 0, "message": message, "finish_reason": "length"})
+        return Try(
+            index=0,
+            choice=choice,
+            mean_logprob=None,
+            repair_round=0,
+            program=None,
+            judging=verdict,
+        )
 
     async def _rounds(
         self,

@@ -69,7 +69,8 @@ def _io_spec() -> dict[str, Any]:
         "What goes in and what must come out. Examples marked `hidden` never enter a prompt or a "
         "message; they decide all the same."
     )
-    return {"anyOf": [spec, {"const": "auto"}], "description": spec["description"]}
+    kinds = [spec, {"const": "auto"}, {"type": "null"}]
+    return {"anyOf": kinds, "description": spec["description"]}
 
 
 _COMMON = {
@@ -78,6 +79,11 @@ _COMMON = {
         "description": "`code`, a pinned version such as `code@v3`, or the base model",
     },
     "stream": {"type": ["boolean", "null"]},
+    "stream_options": {"type": ["object", "null"]},
+    "priority": {
+        "type": ["integer", "null"],
+        "description": "above 0 it waits behind the others; below 0 is taken as 0",
+    },
     "n": {"type": ["integer", "null"], "minimum": 1},
     "store": {
         "type": ["boolean", "null"],
@@ -203,6 +209,11 @@ responses_docs = _passed_on(
     _STAMPED,
     input={"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "object"}}]},
     instructions={"type": ["string", "null"]},
+    previous_response_id={
+        "type": ["string", "null"],
+        "description": "a recorded response to go on from; its instructions are not taken over",
+    },
+    background={"enum": [False, None], "description": "answers in the background are not offered"},
 )
 messages_docs = _passed_on(
     ["model", "messages", "max_tokens"],

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from ops.records import FeedbackSource
 from sandbox.errors import SpecError
@@ -24,6 +24,14 @@ OWN_FIELDS = ("io_spec", "store", "metadata", "episode_id")
 MAX_METADATA = 16
 MAX_ID_CHARS = 100
 MAX_REPAIR = 4
+
+
+def whole(value: Any) -> Any:
+    """An integer that is written as `3.0`, which in JSON is the same number; else as it is."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Whole = Annotated[int, BeforeValidator(whole)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +90,8 @@ def read_envelope(body: Json) -> Envelope:
     priority = max(0, _optional(body, "priority", int, "an integer") or 0)
     if "priority" in rest:
         rest["priority"] = priority
+    if n is not None:
+        rest["n"] = n
     episode_id = _optional(body, "episode_id", str, "a string")
     if episode_id is not None and not 0 < len(episode_id) <= MAX_ID_CHARS:
         raise BadRequest(f"episode_id must have 1 to {MAX_ID_CHARS} characters", param="episode_id")
@@ -104,6 +114,8 @@ def _optional(body: Mapping[str, Any], name: str, kind: type, what: str) -> Any:
     value = body.get(name)
     if value is None:
         return None
+    if kind is int:
+        value = whole(value)
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
         raise BadRequest(f"{name} must be {what}", param=name, code="invalid_type")
     return value
@@ -142,9 +154,11 @@ class SpecOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
-    candidates: int | None = Field(None, ge=1)
+    candidates: Whole | None = Field(
+        None, ge=1, description="attempts; at least `n`, at most the installation's number"
+    )
     early_stop: bool = True
-    repair: int = Field(0, ge=0, le=MAX_REPAIR)
+    repair: Whole = Field(0, ge=0, le=MAX_REPAIR)
     max_seconds: float | None = Field(
         None, gt=0, le=3600, description="what is there by then comes back; unset: no limit"
     )
@@ -217,7 +231,17 @@ Tag = Annotated[str, Field(max_length=512)]
 class FeedbackIn(BaseModel):
     """One piece of feedback, as in TensorZero, with a choice index, an upsert key and a source."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        strict=True,
+        json_schema_extra={
+            "oneOf": [
+                {"required": [name], "properties": {name: {"type": "string"}}}
+                for name in ("inference_id", "episode_id")
+            ]
+        },
+    )
 
     inference_id: str | None = Field(
         None, max_length=MAX_ID_CHARS, description="the completion's id, with or without prefix"
@@ -228,7 +252,7 @@ class FeedbackIn(BaseModel):
         json_schema_extra={"anyOf": [{"type": "boolean"}, {"type": "number"}, {"type": "string"}]},
         description="its type is the metric's",
     )
-    choice_index: int = Field(0, ge=0, le=127)
+    choice_index: Whole = Field(0, ge=0, le=127)
     identifier: str = Field("", max_length=200, description="same target and identifier overwrites")
     source: Literal["HUMAN", "MODEL", "MACHINE"] = FeedbackSource.HUMAN.value
     user: str | None = Field(None, max_length=200)
@@ -239,11 +263,24 @@ class FeedbackIn(BaseModel):
 class FeedbackChange(BaseModel):
     """What may be changed of a piece of feedback."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        strict=True,
+        json_schema_extra={
+            "anyOf": [
+                {
+                    "required": ["value"],
+                    "properties": {"value": {"type": ["boolean", "number", "string"]}},
+                },
+                {"required": ["tags"], "properties": {"tags": {"type": "object"}}},
+            ]
+        },
+    )
 
     value: Any = Field(
         None,
-        json_schema_extra={"anyOf": [{"type": "boolean"}, {"type": "number"}, {"type": "string"}]},
+        json_schema_extra={"type": ["boolean", "number", "string", "null"]},
     )
     tags: dict[str, Tag] | None = Field(None, max_length=32)
 

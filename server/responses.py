@@ -1,22 +1,30 @@
 """`POST /v1/responses`: OpenAI's responses, as the engine answers them, recorded like the others.
 
-Nothing is kept in the engine: `store` says whether we record. A request is whole by itself: going
-on from a `previous_response_id`, and answers in the background, are not offered.
+Nothing is kept in the engine: `store` says whether we record, and `previous_response_id` goes on
+from what was recorded, without what is taken out of the record. Answers in the background are not
+offered.
 """
 
 from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from typing import Any
 
 from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from server.calls import RESPONSES, Call
-from server.errors import BadRequest, NotFoundError
+from ops.errors import NotFound, StoreError
+from ops.records import Interaction, Json
+from server.auth import Identity
+from server.calls import RESPONSES, Call, bare_id
+from server.errors import BadRequest, RecordUnavailable
 from server.limits import read_json
 from server.openapi import responses_docs
-from server.protocol import read_envelope
+from server.protocol import MAX_ID_CHARS, Envelope, read_envelope
 from server.replies import Exchange, Reply
-from server.state import current
+from server.state import State, current
 
 router = APIRouter(tags=["inference"])
 
@@ -33,12 +41,10 @@ async def create_response(request: Request) -> Response:
         raise BadRequest("input must be a text or a list of items", param="input")
     if body.get("background"):
         raise BadRequest("responses are not made in the background", param="background")
-    if body.get("previous_response_id") is not None:
-        raise NotFoundError(
-            "no response is kept to go on from: send the whole conversation as input",
-            param="previous_response_id",
-            code="previous_response_not_found",
-        )
+    previous = body.get("previous_response_id")
+    if previous is not None:
+        row = await _previous(state, request.state.identity, previous)
+        envelope = _going_on(envelope, row)
     if envelope.store:
         state.recorder.require()
 
@@ -53,7 +59,61 @@ async def create_response(request: Request) -> Response:
                 rewrite={"store": False},
             )
             call.rewrite["request_id"] = call.completion_id
+            call.previous_response_id = previous
             request.state.call = call
             await state.forwarder.answer(call, exchange)
 
     return Reply(answer)
+
+
+async def _previous(state: State, identity: Identity, response_id: Any) -> Interaction:
+    """The recorded response of that id.
+
+    Raises:
+        BadRequest: there is none for who asks, as OpenAI says it.
+    """
+    missing = BadRequest(
+        "no such response is in the record: send the whole conversation as input",
+        param="previous_response_id",
+        code="previous_response_not_found",
+    )
+    if not isinstance(response_id, str) or len(response_id) > MAX_ID_CHARS:
+        raise missing
+    try:
+        row = await asyncio.to_thread(state.store.interaction, bare_id(response_id))
+    except NotFound as error:
+        raise missing from error
+    except StoreError as error:
+        raise RecordUnavailable(str(error)) from error
+    theirs = identity.is_admin or row.tenant == identity.tenant
+    if not theirs or row.endpoint != RESPONSES:
+        raise missing
+    return row
+
+
+def _going_on(envelope: Envelope, row: Interaction) -> Envelope:
+    """The request with the conversation before it, of its episode; without its instructions."""
+    before = row.messages[1:] if row.params.get("instructions") else row.messages
+    given = envelope.body["input"]
+    items = [{"role": "user", "content": given}] if isinstance(given, str) else given
+    body = {k: v for k, v in envelope.body.items() if k != "previous_response_id"}
+    body["input"] = [*before, *_output(row.choices[0]["message"] if row.choices else {}), *items]
+    return replace(envelope, body=body, episode_id=envelope.episode_id or row.episode_id)
+
+
+def _output(message: Json) -> list[Json]:
+    """An answer as items of the input."""
+    items: list[Json] = []
+    if message.get("content"):
+        items.append({"role": "assistant", "content": message["content"]})
+    for call in message.get("tool_calls") or ():
+        function = call["function"]
+        items.append(
+            {
+                "type": "function_call",
+                "call_id": call["id"],
+                "name": function["name"],
+                "arguments": function["arguments"],
+            }
+        )
+    return items

@@ -47,7 +47,8 @@ async def list_stored(
     """List completions, narrowed by `model` and `metadata[key]=value`; newest first only."""
     state, identity = current(request), request.state.identity
     wanted = {
-        name[len("metadata[") : -1]: value
+        # As it was written down: the record holds no address that one might look for.
+        name[len("metadata[") : -1]: state.recorder.scrubber.text(value)
         for name, value in request.query_params.items()
         if name.startswith("metadata[") and name.endswith("]")
     }
@@ -101,6 +102,8 @@ async def update_stored(request: Request, completion_id: str) -> dict[str, Any]:
     for name in body:
         if name != "metadata":
             raise BadRequest("unknown field", param=name, code="unknown_field")
+    if "metadata" not in body:
+        raise BadRequest("metadata is needed; null takes all of it back", param="metadata")
     metadata: dict[str, str] = state.recorder.scrubber.value(checked_metadata(body.get("metadata")))
 
     def update() -> Interaction:

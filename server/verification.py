@@ -63,13 +63,15 @@ class Judgement:
     """What is known of one program under one specification.
 
     `verification` is None where there was no program to run, or the sandbox failed (`fault`).
-    `total` is how many checks the specification has.
+    `total` is how many checks the specification has. `unfinished` is what was not even written
+    when the request's time was over.
     """
 
     program: Program | None
     verification: Verification | None
     total: int
     fault: str | None = None
+    unfinished: bool = False
 
     @property
     def verified(self) -> bool:
@@ -81,6 +83,8 @@ class Judgement:
         """One word for clients."""
         if self.fault is not None:
             return SANDBOX_FAULT
+        if self.unfinished:
+            return TIME_LIMIT
         if self.verification is None:
             return FAILED if self.program is None else UNCHECKED
         if self.verification.verdict in _TEST_AT_FAULT:
@@ -96,7 +100,7 @@ class Judgement:
     @property
     def says_nothing(self) -> bool:
         """Whether it tells neither right from wrong: it must not become a label."""
-        return self.fault is not None or self.status == UNCHECKED
+        return self.fault is not None or self.unfinished or self.status == UNCHECKED
 
     @property
     def rank(self) -> tuple[bool, float, float]:
@@ -145,6 +149,8 @@ def _public_example(example: ExampleResult) -> Json:
 def _message(judgement: Judgement) -> str | None:
     if judgement.fault is not None:
         return "the sandbox failed; this says nothing about the program"
+    if judgement.unfinished:
+        return "max_seconds were over before an attempt was finished"
     if judgement.verification is None:
         return "the answer holds no program" if judgement.program is None else "it was not run"
     return judgement.verification.feedback() or None

@@ -21,7 +21,13 @@ import uvicorn
 
 import sandbox
 from ops.registry import Registry
-from ops.settings import EngineSettings, ReleaseSettings, RetentionSettings, ServerSettings, Settings
+from ops.settings import (
+    EngineSettings,
+    ReleaseSettings,
+    RetentionSettings,
+    ServerSettings,
+    Settings,
+)
 from ops.store import Store
 from server.app import create_app
 from server.verification import Checker

@@ -144,3 +144,14 @@ def test_loopback_needs_no_keys(host: str) -> None:
 def test_the_server_refuses_to_be_open_to_strangers(host: str) -> None:
     with pytest.raises(SettingsError, match="loopback"):
         require_safe(host, [])
+
+
+def test_a_method_that_is_not_allowed_is_told_all_that_are(server: Running) -> None:
+    for path, methods in (
+        ("/v1/feedback", "GET, POST"),
+        ("/v1/feedback/x", "DELETE, GET, PATCH"),
+        ("/v1/chat/completions/x", "DELETE, GET, POST"),
+        ("/v1/responses", "POST"),
+    ):
+        response = server.http.put(path)
+        assert (response.status_code, response.headers["allow"]) == (405, methods)

@@ -276,3 +276,19 @@ def test_tools_are_passed_on_and_their_calls_recorded(server: Running) -> None:
         assert row.params["tools"] == TOOLS
     sent = server.engine.bodies()
     assert all(body["tools"] == TOOLS and body["tool_choice"] == "auto" for body in sent)
+
+
+def test_a_whole_number_is_one_however_it_is_written(server: Running) -> None:
+    answer = server.chat(n=2.0, priority=3.0).json()
+    assert len(answer["choices"]) == 2
+    sent = server.engine.bodies()[-1]
+    assert (sent["n"], sent["priority"]) == (2, 3)
+    refused = server.chat(n=2.5)
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "n")
+
+
+def test_null_is_the_same_as_left_out(server: Running) -> None:
+    nothing = dict.fromkeys(("io_spec", "metadata", "n", "stream", "user", "store", "episode_id"))
+    response = server.chat(**nothing)
+    assert response.status_code == 200, response.text
+    assert "verification" not in response.json()["choices"][0]

@@ -200,3 +200,10 @@ def test_a_failing_sandbox_is_a_503_and_no_verdict(
             response = _run(server, **body)
             assert response.status_code == 503
             assert response.json()["error"]["code"] == "sandbox_unavailable"
+
+
+def test_whole_numbers_of_a_report_may_have_a_point(server: Running) -> None:
+    report = {"source": "client", "verdict": "WRONG", "passed": 3.0, "total": 4.0}
+    assert server.http.post("/v1/executions", json=report).json()["passed"] == 3
+    wrong = server.http.post("/v1/executions", json=report | {"passed": 2.5})
+    assert (wrong.status_code, wrong.json()["error"]["param"]) == (400, "passed")

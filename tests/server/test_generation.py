@@ -177,9 +177,17 @@ def test_max_seconds_brings_back_what_is_there(server: Running) -> None:
     assert (choice["message"]["content"], choice["verification"]["verified"]) == (WRONG, False)
     server.until(lambda: server.engine.running == 0, timeout_s=3)
     server.engine.script = lambda body, index: long
-    response = server.chat(messages=MESSAGES, io_spec=SPEC | {"max_seconds": 0.5})
-    assert response.status_code == 503
-    server.until(lambda: server.engine.running == 0, timeout_s=3)
+    for max_seconds in (0.5, 1e-9):
+        answer = _verified(server, SPEC | {"max_seconds": max_seconds})
+        [choice] = answer["choices"]
+        assert (choice["message"]["content"], choice["finish_reason"]) == ("", "length")
+        assert choice["verification"]["verified"] is False
+        assert choice["verification"]["status"] == "TimeLimitExceeded"
+        assert "max_seconds" in choice["verification"]["message"]
+        [row] = server.store.interactions(limit=1)
+        assert row.verified is None  # nothing was wrong: there was nothing
+        assert server.store.executions(row.id) == []
+        server.until(lambda: server.engine.running == 0, timeout_s=3)
 
 
 def test_repair_shows_visible_failures_and_can_mend(server: Running) -> None:
@@ -235,7 +243,7 @@ def test_wrong_specs_are_a_400_that_names_the_field(server: Running) -> None:
         ({"entry_point": "not a name"}, "io_spec.entry_point"),
         (SPEC | {"candidates": 0}, "io_spec.candidates"),
         (SPEC | {"candidates": "4"}, "io_spec.candidates"),
-        (SPEC | {"candidates": 2.0}, "io_spec.candidates"),
+        (SPEC | {"candidates": 2.5}, "io_spec.candidates"),
         (SPEC | {"candidates": True}, "io_spec.candidates"),
         (SPEC | {"candidates": 33}, "io_spec.candidates"),
         (SPEC | {"repair": -1}, "io_spec.repair"),

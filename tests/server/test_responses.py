@@ -52,6 +52,31 @@ def test_a_streamed_response_is_the_engines_and_recorded_before_it_ends(server: 
     assert final.to_dict()["episode_id"] == row.episode_id
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_conversation_goes_on_from_a_recorded_response(server: Running, stream: bool) -> None:
+    client = server.openai
+    first = client.responses.create(model="code", input="add", instructions="be brief")
+    items: list[Any] = [{"role": "user", "content": "of floats, too"}]
+    more: Any = {"model": "code", "input": items, "previous_response_id": first.id}
+    if stream:
+        with client.responses.stream(**more) as events:
+            second = events.get_final_response()
+    else:
+        second = client.responses.create(**more)
+    third = client.responses.create(
+        model="code", input="thanks", previous_response_id=second.id, instructions="be polite"
+    )
+    assert second.previous_response_id == first.id
+    sent = server.engine.bodies("/v1/responses")
+    assert [m["content"] for m in sent[1]["input"]] == ["add", PROGRAM, "of floats, too"]
+    roles = ["user", "assistant", "user", "assistant", "user"]
+    assert [m["role"] for m in sent[2]["input"]] == roles
+    assert all("previous_response_id" not in body for body in sent)
+    rows = [server.store.interaction(r.id.removeprefix("resp_")) for r in (first, second, third)]
+    assert len({row.episode_id for row in rows}) == 1
+    assert [m["role"] for m in rows[2].messages] == ["system", *roles]
+
+
 def test_a_message_is_answered_stamped_and_recorded(
     server: Running, claude: anthropic.Anthropic
 ) -> None:
@@ -109,7 +134,7 @@ def test_what_is_not_to_be_recorded_is_not(server: Running, claude: anthropic.An
     for stream in (False, True):
         answer = server.openai.responses.create(model="code", input="x", store=False, stream=stream)
         if stream:
-            list(answer)  # type: ignore[arg-type]
+            list(answer)
     claude.messages.create(
         model="code", max_tokens=5, messages=MESSAGES, extra_body={"store": False}
     )
@@ -151,10 +176,13 @@ def test_wrong_bodies_are_a_400_in_both_shapes(server: Running) -> None:
         assert response.status_code == 400, (path, body)
         assert response.json()["type"] == "error"
         assert response.json()["error"]["param"] == param
-    response = server.http.post(
-        "/v1/responses", json={"model": "code", "input": "x", "previous_response_id": "resp_1"}
-    )
-    assert response.status_code == 404
+    chat = server.chat().json()["id"]
+    for named in ("resp_1", chat, 3, "x" * 1000):
+        body = {"model": "code", "input": "x", "previous_response_id": named}
+        error = server.http.post("/v1/responses", json=body)
+        assert error.status_code == 400
+        assert error.json()["error"]["param"] == "previous_response_id"
+        assert error.json()["error"]["code"] == "previous_response_not_found"
 
 
 def test_anthropics_header_is_a_key_too(

@@ -94,3 +94,12 @@ def test_a_completion_is_deleted_with_all_that_hangs_on_it(server: Running) -> N
     assert server.store.feedback(gone.removeprefix("chatcmpl-")) == []
     assert [row.id for row in client.list()] == [kept]
     assert server.http.post("/v1/feedback", json=body).status_code == 404
+
+
+def test_metadata_is_taken_back_with_null_but_not_by_leaving_it_out(server: Running) -> None:
+    answer_id = server.chat(metadata={"a": "ann@gmail.com"}).json()["id"]
+    url = f"/v1/chat/completions/{answer_id}"
+    found = server.http.get("/v1/chat/completions", params={"metadata[a]": "ann@gmail.com"})
+    assert [row["id"] for row in found.json()["data"]] == [answer_id]
+    assert server.http.post(url, json={}).json()["error"]["param"] == "metadata"
+    assert server.http.post(url, json={"metadata": None}).json()["metadata"] == {}
