@@ -35,10 +35,10 @@ from improver.evaluate import judgeable
 from improver.idle import Idle, Metrics, TrainWhenIdle
 from improver.policy import ALIAS, Policy
 from improver.progress import LogShow, Show, TerminalShow
-from improver.trainer import Train, run_training
+from improver.trainer import Train, run_training, step_back
 from improver.worker import Worker
 from improver.workspace import Journal
-from ops import logs, models, services
+from ops import logs, models, services, tracing
 from ops import settings as settings_
 from ops.errors import OpsError, SettingsError
 from ops.records import Cycle, CycleState
@@ -63,6 +63,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         settings = settings_.load(given.config, **_flags(given))
         settings = _with_options(settings, given)
         logs.configure(settings.log_format, settings.log_level)
+        traced = settings.tracing
+        tracing.configure(traced.endpoint, "journeyman-improver", share=traced.share)
         if given.command == "improve":
             return asyncio.run(_improve(settings, given, console))
         if given.command == "import":
@@ -422,7 +424,14 @@ async def _require_answers(url: str, key: str | None, model: str) -> None:
 # --- the daemon ------------------------------------------------------------------------------
 
 
+def _niceness() -> int:
+    return os.getpriority(os.PRIO_PROCESS, 0)
+
+
 async def _daemon(settings: Settings) -> int:
+    # What is sampled and judged steps back too, and training further still (`improver.trainer`).
+    os.setpriority(os.PRIO_PROCESS, 0, max(settings.improver.nice // 2, _niceness()))
+    step_back(os.getpid(), settings.improver.nice // 2)
     store = Store.open(settings.store_url)
     idle: Idle | None = None
     if (minutes := settings.improver.idle_minutes) is not None:

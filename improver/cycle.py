@@ -67,6 +67,7 @@ from improver.types import (
     write_lines,
 )
 from improver.workspace import Journal, Workspace
+from ops import tracing
 from ops.errors import Conflict, OpsError, StoreUnavailable
 from ops.models import Model
 from ops.records import (
@@ -233,12 +234,13 @@ class CycleRun:
         began = self.cycle.started_at or now()
         try:
             self._move(self.cycle.state, started_at=began, finished_at=None, error=None)
-            async with orders.heeded(self.means.store, self.cycle.id):
-                for name, words, work in self._stages:
-                    if self.plan.dry_run and name == "train":
-                        break
-                    if not self.workspace.done(name):
-                        await self._do(name, words, work)
+            with tracing.span("cycle", cycle_id=self.cycle.id, recipe=self.cycle.recipe):
+                async with orders.heeded(self.means.store, self.cycle.id):
+                    for name, words, work in self._stages:
+                        if self.plan.dry_run and name == "train":
+                            break
+                        if not self.workspace.done(name):
+                            await self._do(name, words, work)
         except Halted:
             return self._halt()
         except NotEnough as error:
@@ -648,7 +650,8 @@ class CycleRun:
         self._move(CycleState.RUNNING, stage=name)
         self._event("info", f"{name}: {words}")
         self.means.show.stage(name, words)
-        found = await work(self.workspace.begin(name))
+        with tracing.span(name, cycle_id=self.cycle.id):
+            found = await work(self.workspace.begin(name))
         seconds = round(time.monotonic() - began, 2)
         found |= {"seconds": seconds}
         if sampled := self.means.policy.tokens - tokens:

@@ -20,6 +20,7 @@ from typing import Any, Self
 import httpx
 
 from improver.errors import PolicyError, PolicyUnavailable
+from ops import tracing
 from ops.records import Json
 
 logger = logging.getLogger(__name__)
@@ -222,7 +223,9 @@ class Policy:
         while True:
             self.requests += 1
             try:
-                response = await self._client.request(method, path, json=body)
+                response = await self._client.request(
+                    method, path, json=body, headers=tracing.headers()
+                )
             except httpx.TransportError as error:
                 problem, wait = f"{type(error).__name__}: {error}", pause
             else:

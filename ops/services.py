@@ -115,7 +115,11 @@ def engine(settings: Settings, model: Model, build: EngineBuild) -> Service:
         # Left to itself it also wraps the output layer, and dies when two requests of a batch ask
         # for log-probabilities of their prompts. These are the layers that adapters are trained on.
         command += ["--lora-target-modules", *LORA_TARGETS]
+    if settings.tracing.endpoint is not None:
+        command += ["--otlp-traces-endpoint", f"{settings.tracing.endpoint.rstrip('/')}/v1/traces"]
     extra = {
+        "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "http/protobuf",
+        "OTEL_SERVICE_NAME": "journeyman-engine",
         "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True",
         "VLLM_NO_USAGE_STATS": "1",
         "DO_NOT_TRACK": "1",

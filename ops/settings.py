@@ -207,6 +207,17 @@ class ErasureSettings(Section):
     )
 
 
+class TracingSettings(Section):
+    """Traces for OpenTelemetry; they need the extra `tracing`."""
+
+    endpoint: str | None = Field(
+        None,
+        pattern=r"^https?://",
+        description="an OTLP/HTTP collector, such as http://127.0.0.1:4318; unset: no traces",
+    )
+    share: float = Field(1.0, ge=0, le=1, description="part of the requests that are traced")
+
+
 class SandboxSettings(Section):
     """How model-written programs are run."""
 
@@ -517,6 +528,7 @@ class Settings(BaseSettings):
     scrub: ScrubSettings = ScrubSettings()
     erasure: ErasureSettings = ErasureSettings()
     sandbox: SandboxSettings = SandboxSettings()
+    tracing: TracingSettings = TracingSettings()
     improver: ImproverSettings = ImproverSettings()
 
     @property

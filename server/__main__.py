@@ -17,7 +17,7 @@ from pathlib import Path
 import uvicorn
 from fastapi import FastAPI
 
-from ops import logs, settings
+from ops import logs, settings, tracing
 from ops.errors import SettingsError
 from server.app import create_app
 
@@ -67,6 +67,8 @@ def main() -> int:
     try:
         read = settings.load(given.config, data_dir=given.data_dir)
         logs.configure(read.log_format, read.log_level)
+        traced = read.tracing
+        tracing.configure(traced.endpoint, "journeyman-server", share=traced.share)
         app = create_app(read)
     except SettingsError as error:
         print(f"journeyman: {error}", file=sys.stderr)

@@ -27,7 +27,7 @@ from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 import sandbox
-from ops import metrics
+from ops import metrics, tracing
 from ops.erasure import Eraser
 from ops.errors import ModelError, SettingsError, StoreError
 from ops.keys import OWN, digest, own
@@ -351,7 +351,10 @@ class Observed:
 
         try:
             if scope["path"] in INFERENCE and scope["method"] == "POST":
-                await self._within_gate(scope, receive, observed_send)
+                with tracing.span("request", parent=_trace(scope), path=scope["path"]) as span:
+                    await self._within_gate(scope, receive, observed_send)
+                    call = scope.get("state", {}).get("call")
+                    span.set(status=status, request_id=call.id if call else None)
             else:
                 await self._app(scope, receive, observed_send)
         finally:
@@ -371,6 +374,12 @@ class Observed:
         finally:
             self._gate.leave(behind=state.get("behind", False))
             metrics.requests_in_flight.dec()
+
+
+def _trace(scope: Scope) -> dict[str, str]:
+    """The headers by which a request says which trace it belongs to."""
+    names = (b"traceparent", b"tracestate")
+    return {k.decode(): v.decode("latin-1") for k, v in scope["headers"] if k in names}
 
 
 def _observe(scope: Scope, status: int, duration_s: float) -> None:

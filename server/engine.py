@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import aiohttp
 
+from ops import tracing
 from ops.records import new_id
 from server.errors import EngineRefusal, EngineUnavailable
 
@@ -102,8 +103,17 @@ class Engine:
     async def _send(
         self, path: str, body: Json, *, request_id: str
     ) -> AsyncIterator[aiohttp.ClientResponse]:
+        with tracing.aside("engine", path=path, request_id=request_id) as span:
+            async with self._sent(path, body, request_id, span.headers()) as response:
+                span.set(status=response.status)
+                yield response
+
+    @asynccontextmanager
+    async def _sent(
+        self, path: str, body: Json, request_id: str, trace: Mapping[str, str]
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
         data = json.dumps(body, separators=(",", ":")).encode()
-        headers = {"Content-Type": "application/json", "X-Request-Id": request_id}
+        headers = {"Content-Type": "application/json", "X-Request-Id": request_id, **trace}
         timeout = aiohttp.ClientTimeout(
             total=None, sock_connect=CONTROL_TIMEOUT_S, sock_read=self._timeout_s
         )

@@ -18,7 +18,7 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
-from ops import metrics
+from ops import metrics, tracing
 from ops.records import Attempt, new_id
 from sandbox.spec import Spec, extend_prompt
 from server.adapters import Adapters
@@ -159,13 +159,15 @@ class Generator:
         judged: dict[str, asyncio.Task[Judgement]] = {}
         tries: list[Try] = []
         usage: Counter[str] = Counter()
-        try:
-            async with asyncio.timeout(request.options.max_seconds):
-                await self._rounds(call, request, tries, judged, usage)
-        except TimeoutError:
-            log.info("out of time", extra={"action": "max_seconds", "request_id": call.id})
-        finally:
-            await _cancel(judged.values())
+        with tracing.span("generation", request_id=call.id, model=call.served.model) as span:
+            try:
+                async with asyncio.timeout(request.options.max_seconds):
+                    await self._rounds(call, request, tries, judged, usage)
+            except TimeoutError:
+                log.info("out of time", extra={"action": "max_seconds", "request_id": call.id})
+            finally:
+                await _cancel(judged.values())
+            span.set(attempts=len(tries), tokens=usage.get("completion_tokens"))
         if not tries:
             tries.append(self._unfinished(request))
         return Outcome(ranked=rank(tries), usage=dict(usage))

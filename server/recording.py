@@ -19,7 +19,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from ops import metrics
+from ops import metrics, tracing
 from ops.errors import Conflict, StoreError
 from ops.records import Heartbeat, now
 from ops.redaction import Scrubber
@@ -102,7 +102,8 @@ class Recorder:
         Raises:
             RecordUnavailable: it was not written.
         """
-        await self._submit(recording=recording)
+        with tracing.span("record", request_id=recording.interaction.id):
+            await self._submit(recording=recording)
 
     async def write(self, call: Callable[[], T]) -> T:
         """Run another write of the store in the writer thread, in order with the recordings.

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from ops import metrics
+from ops import metrics, tracing
 from ops.records import Execution, Json, Source, new_id, now
 from sandbox.errors import SandboxError
 from sandbox.extract import program_for, program_sha256
@@ -203,10 +203,12 @@ class Judge:
             metrics.candidates_verified_total.labels("NO_PROGRAM").inc()
             return Judgement(program=None, verification=None, total=spec.check_count)
         try:
-            if limits is None:
-                verification = await self._checker.check(program.source, spec)
-            else:
-                verification = await self._checker.check(program.source, spec, limits=limits)
+            with tracing.span("sandbox", program=program.sha256) as span:
+                if limits is None:
+                    verification = await self._checker.check(program.source, spec)
+                else:
+                    verification = await self._checker.check(program.source, spec, limits=limits)
+                span.set(verdict=verification.verdict.value, passed=verification.passed)
         except SandboxError as error:
             metrics.sandbox_errors_total.labels(type(error).__name__).inc()
             log.error("the sandbox failed: %s", error, extra={"action": "sandbox_error"})
