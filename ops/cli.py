@@ -15,6 +15,7 @@ import socket
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -23,7 +24,7 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
-from ops import doctor, export, models, opinions, processes, reports, services, swaps
+from ops import backup, doctor, export, models, opinions, processes, reports, services, swaps
 from ops import keys as keys_
 from ops import settings as settings_
 from ops.erasure import Erased, Eraser, certificate
@@ -233,6 +234,53 @@ def export_(
                 on_row=on_row,
             )
     reports.show({"directory": target, **manifest}, as_json=json, text=reports.export_text)
+
+
+@app.command("backup")
+def backup_(
+    target: Annotated[Path, typer.Argument(help="a directory that is made")],
+    data_dir: DataDir = None,
+    config: ConfigFile = None,
+    json: AsJson = False,
+) -> None:
+    """Write everything the installation knows: record, adapters, cycles. The server may run."""
+    places = _places(_settings(config, data_dir), config, data_dir)
+    with _progress("copying", None) as on_file:
+        manifest = backup.write(places, target.resolve(), on_file=on_file)
+    report = {
+        "directory": target.resolve(),
+        "created_at": manifest["created_at"],
+        "database": manifest["database"],
+        "files": len(manifest["files"]),
+    }
+    reports.show(report, as_json=json, text=reports.pairs_text)
+
+
+@app.command("restore")
+def restore_(
+    source: Annotated[Path, typer.Argument(help="a backup")],
+    replace: Annotated[
+        bool, typer.Option("--replace", help="also where there is a record already")
+    ] = False,
+    erasures: Annotated[
+        Path | None,
+        typer.Option(help="erasures.jsonl of a later export: who was erased stays erased"),
+    ] = None,
+    data_dir: DataDir = None,
+    config: ConfigFile = None,
+    json: AsJson = False,
+) -> None:
+    """Put a backup in the place of an installation that does not run."""
+    settings = _settings(config, data_dir)
+    with processes.only_one(settings.data_dir):
+        done = backup.restore(
+            source.resolve(),
+            _places(settings, config, data_dir),
+            policy=settings.erasure.tainted,
+            replace=replace,
+            certificates=backup.read_certificates(erasures) if erasures else (),
+        )
+    reports.show(asdict(done), as_json=json, text=reports.pairs_text)
 
 
 # --- keys -----------------------------------------------------------------------------------
@@ -641,7 +689,7 @@ def _store(settings: Settings) -> Iterator[Store]:
 
 
 @contextmanager
-def _progress(what: str, total: int) -> Iterator[Callable[[], None]]:
+def _progress(what: str, total: int | None) -> Iterator[Callable[[], None]]:
     """Show a bar on standard error, in a terminal only; yields what to call after each row."""
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
@@ -665,6 +713,17 @@ def _eraser(settings: Settings) -> Iterator[Eraser]:
             evaluations_dir=settings.evaluations_dir,
             policy=settings.erasure.tainted,
         )
+
+
+def _places(settings: Settings, config: Path | None, data_dir: Path | None) -> backup.Places:
+    return backup.Places(
+        store_url=settings.store_url,
+        data_dir=settings.data_dir,
+        adapters_dir=settings.adapters_dir,
+        cycles_dir=settings.cycles_dir,
+        evaluations_dir=settings.evaluations_dir,
+        settings_file=settings_.config_file(config, data_dir),
+    )
 
 
 def _become(settings: Settings, command: Sequence[str], arguments: Sequence[str]) -> None:

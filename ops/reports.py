@@ -315,7 +315,7 @@ def key_rows(store: Store, settings: Settings) -> list[Json]:
         blank | key.model_dump(exclude={"sha256"}) | {"kept_in": "settings"}
         for key in settings.server.keys
     ]
-    return [*configured, *map(key_row, store.keys())]
+    return [*configured, *map(key_row, store.api_keys())]
 
 
 def keys_text(rows: Sequence[Json]) -> None:

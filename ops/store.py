@@ -9,8 +9,9 @@ one transaction, and when it returns the rows are durable. Batching and threads 
 from __future__ import annotations
 
 import json
+import sqlite3
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
@@ -453,6 +454,55 @@ class Store:
     def close(self) -> None:
         """Close all connections."""
         self._engine.dispose()
+
+    @property
+    def kind(self) -> str:
+        """The database it is in: `sqlite` or `postgresql`."""
+        return str(self._engine.dialect.name)
+
+    def back_up(self, target: Path) -> None:
+        """Copy an SQLite database as it is at this moment, while others write, and check the copy.
+
+        Raises:
+            StoreError: this is not SQLite, or the copy is not sound.
+            StoreUnavailable: it cannot be read, or the copy not be written.
+        """
+        if not self._sqlite:
+            raise StoreError("only SQLite is copied like this; PostgreSQL has pg_dump")
+        raw = self._engine.raw_connection()
+        try:
+            with closing(sqlite3.connect(target)) as copy:
+                # In one step: in several, every write of another process would begin it anew.
+                raw.driver_connection.backup(copy)  # type: ignore[union-attr]
+                (said,) = copy.execute("PRAGMA integrity_check").fetchone()
+        except sqlite3.Error as error:
+            raise StoreUnavailable(f"the database was not copied: {error}") from error
+        finally:
+            raw.close()
+        if said != "ok":
+            raise StoreError(f"the copy of the database is not sound: {said}")
+
+    def has_schema(self) -> bool:
+        """Whether tables of ours are there; nothing is made."""
+        with self._read() as connection:
+            return sa.inspect(connection).has_table("alembic_version")
+
+    def clear(self) -> None:
+        """Drop all tables of ours. The store is of no use until it is opened again."""
+        with self._write() as connection:
+            metadata.drop_all(connection)
+            connection.execute(sa.text("DROP TABLE IF EXISTS alembic_version"))
+
+    def relocate(self, before: Path, after: Path) -> None:
+        """Say that the directories of adapters and cycles lie elsewhere now."""
+        with self._write() as connection:
+            for table, key in ((adapters, adapters.c.version), (cycles, cycles.c.id)):
+                for row in connection.execute(sa.select(key.label("key"), table.c.directory)).all():
+                    old = Path(row.directory)
+                    if old.is_relative_to(before):
+                        new = str(after / old.relative_to(before))
+                        statement = sa.update(table).where(key == row.key)
+                        connection.execute(statement.values(directory=new))
 
     @contextmanager
     def snapshot(self) -> Iterator[Snapshot]:
@@ -1520,6 +1570,12 @@ class Store:
                 raise Conflict(f"there is a key named {key.name!r} already; revoke it first")
             self._insert(connection, [key])
 
+    def keys_revoked(self, ids: Collection[str]) -> None:
+        """Revoke keys by their ids, where they are there and good."""
+        where = sa.and_(api_keys.c.id.in_(list(ids)), api_keys.c.revoked_at.is_(None))
+        with self._write() as connection:
+            connection.execute(sa.update(api_keys).where(where).values(revoked_at=now()))
+
     def revoke_key(self, name: str) -> ApiKey:
         """Make a key useless for good, by its name or its id; return it.
 
@@ -1535,7 +1591,7 @@ class Store:
             raise NotFound(f"no key {name!r} that is good; `journeyman keys list` shows all")
         return self._select(ApiKey, sa.select(api_keys).where(api_keys.c.id == row.id))[0]
 
-    def keys(self) -> list[ApiKey]:
+    def api_keys(self) -> list[ApiKey]:
         """Return all keys, newest first, those that were revoked too."""
         return self._select(ApiKey, sa.select(api_keys).order_by(api_keys.c.id.desc()))
 

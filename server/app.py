@@ -163,7 +163,7 @@ def _recorded(settings: Settings) -> list[Key]:
     try:
         store = Store.open(settings.store_url)
         try:
-            return good_keys(store.keys())
+            return good_keys(store.api_keys())
         finally:
             store.close()
     except StoreError as error:

@@ -40,7 +40,7 @@ class Keyring:
         Raises:
             StoreError: the record cannot be read.
         """
-        found = await asyncio.to_thread(self._store.keys)
+        found = await asyncio.to_thread(self._store.api_keys)
         if found != self._seen:
             good = good_keys(found)
             self._keys.record(good, ever=bool(found))

@@ -490,6 +490,22 @@ def test_a_directory_that_is_no_export_is_refused(
     assert main("import", str(tmp_path), "--format", "ilf")[0] == 2
 
 
+def test_a_backup_is_written_and_restored(
+    run: Run, main: Callable[..., tuple[int, str]], store: Store, tmp_path: Path
+) -> None:
+    row = records.interaction()
+    store.add([Recording(interaction=row)])
+    out = tmp_path / "backup"
+    assert json.loads(run("backup", str(out), "--json").stdout)["database"] == "sqlite"
+    assert main("restore", str(out))[0] == 1  # there is a record already
+    new = ["--data-dir", str(tmp_path / "new")]
+    assert json.loads(run("restore", str(out), *new, "--json").stdout)["record"] == "sqlite"
+    assert row.id in run("interactions", "list", *new).stdout
+    with processes.only_one(tmp_path):
+        status, said = main("restore", str(out), "--replace")
+    assert (status, "journeyman: " in said) == (1, True)
+
+
 # --- keys -----------------------------------------------------------------------------------
 
 
@@ -497,7 +513,7 @@ def test_a_key_is_made_listed_and_revoked(run: Run, store: Store) -> None:
     made = json.loads(
         run("keys", "create", "ide", "--scope", "inference", "--tenant", "t", "--json").stdout
     )
-    [kept] = store.keys()
+    [kept] = store.api_keys()
     assert kept.sha256 == keys.digest(made["key"])
     assert (kept.scopes, kept.tenant) == (["inference"], "t")
     second = run("keys", "create", "ci", "--requests-per-minute", "30").stdout
