@@ -7,6 +7,7 @@
     train      LoRA in a process of its own                 → adapter/, registered as code@vN
     evaluate   champion and candidate, same tasks           → outcomes.jsonl
     decide     the gate                                     → judgement
+    shadow     logged requests again, where that is set     → its report
     release    promote or reject, wait for the server       → swap
 
 Each stage reads the folders of earlier ones and leaves its own (`workspace`), so a killed cycle is
@@ -39,6 +40,7 @@ from improver import (
     refiner,
     release,
     screen,
+    shadow,
     trainer,
 )
 from improver.benchmarks import catalogue
@@ -77,13 +79,14 @@ from ops.records import (
     Cycle,
     CycleEvent,
     CycleState,
+    Decision,
     Json,
     new_id,
     now,
 )
 from ops.redaction import Scrubber
 from ops.registry import Registry
-from ops.settings import ImproverSettings, Settings
+from ops.settings import ImproverSettings, ReleaseSettings, Settings
 from ops.store import Store
 from sandbox.errors import SandboxError
 from sandbox.spec import Spec, parse_spec
@@ -107,6 +110,7 @@ class Plan(BaseModel):
     dry_run: bool = False
     benchmarks_dir: Path | None = None
     swap_timeout_s: float = 300.0
+    release: ReleaseSettings = ReleaseSettings()
 
     @classmethod
     def of(cls, settings: Settings, *, dry_run: bool = False) -> Plan:
@@ -117,6 +121,7 @@ class Plan(BaseModel):
             max_lora_rank=settings.engine.max_lora_rank,
             dry_run=dry_run,
             benchmarks_dir=settings.benchmarks_dir,
+            release=settings.release,
         )
 
 
@@ -221,8 +226,14 @@ class CycleRun:
             ("train", "training the adapter", self._train),
             ("evaluate", "examining champion and candidate", self._evaluate),
             ("decide", "deciding", self._decide),
+            *self._optional(),
             ("release", "releasing", self._release),
         )
+
+    def _optional(self) -> list[tuple[str, str, Callable[[Path], Awaitable[Json]]]]:
+        if not self.plan.release.shadow_requests:
+            return []
+        return [("shadow", "answering logged requests, seen by nobody", self._shadow)]
 
     async def run(self) -> Cycle:
         """Run every stage that is not done and return the cycle's row as it ends.
@@ -483,15 +494,55 @@ class CycleRun:
         release.record_examination(self.means.registry, self._version(), judgement)
         return to_json(judgement)
 
+    async def _shadow(self, directory: Path) -> Json:
+        means, number = self.means, self._version()
+        if self._judgement().decision is not Decision.PROMOTE:
+            return {"skipped": "it is not promoted"}
+        wanted = self.plan.release.shadow_requests
+        refused = await release.into_shadow(
+            means.store,
+            means.registry,
+            means.policy,
+            number,
+            reason=f"up to {wanted} logged requests before it goes live",
+            timeout_s=self.plan.swap_timeout_s,
+        )
+        if refused:
+            return {"worse": f"the server refused it: {refused}", "text": ""}
+        evaluated = self.workspace.report("evaluate")
+        outcomes = read_lines(self.workspace.stage("evaluate") / "outcomes.jsonl", Outcome)
+        tasks = await asyncio.to_thread(
+            shadow.recent,
+            means.store,
+            self.cycle.id,
+            limit=wanted,
+            asked={outcome.task_id for outcome in outcomes},
+        )
+        exam, _ = await self._exam()
+        with Journal(directory / "journal.jsonl") as journal:
+            found = await shadow.run(
+                tasks,
+                {Arm.CHAMPION: evaluated["champion"], Arm.CANDIDATE: evaluated["candidate"]},
+                means.policy,
+                means.pool,
+                journal,
+                exam,
+                self._rules(),
+            )
+        return {"worse": found.worse, "text": found.text, **found.numbers}
+
     async def _release(self, directory: Path) -> Json:
-        judgement = next(read_lines(self.workspace.stage("decide") / "judgement.jsonl", Judgement))
+        champion = str(self.workspace.report("evaluate")["champion"])
+        adapter = champion.removeprefix("code@v")
         done = await release.release(
             self.means.store,
             self.means.registry,
             self.means.policy,
             self._version(),
-            judgement,
+            self._judgement(),
             timeout_s=self.plan.swap_timeout_s,
+            against=int(adapter) if adapter != champion else 0,
+            canary_share=self.plan.release.canary_share,
         )
         keep = self.plan.improver.adapters
         erased = await asyncio.to_thread(
@@ -503,6 +554,20 @@ class CycleRun:
         return done.as_json() | {"erased": erased}
 
     # --- what the stages share -----------------------------------------------------------------
+
+    def _judgement(self) -> Judgement:
+        """The gate's word, with what the shadow adds to it."""
+        word = next(read_lines(self.workspace.stage("decide") / "judgement.jsonl", Judgement))
+        seen = self.workspace.report("shadow")
+        if "worse" not in seen:
+            return word
+        return replace(
+            word,
+            decision=Decision.REJECT if seen["worse"] else word.decision,
+            reason=seen["worse"] or word.reason,
+            numbers=word.numbers | {"shadow": seen},
+            text=f"{word.text}\n{seen['text']}".strip(),
+        )
 
     def _cases(self) -> list[Case]:
         return list(read_lines(self.workspace.stage("collect") / "cases.jsonl", Case))

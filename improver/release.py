@@ -2,7 +2,9 @@
 
 Nothing is decided here. The server swaps by itself when the registry says so, proves what it loaded
 and leaves a receipt; a promotion that it cannot prove is taken back by the server (see
-`ops.registry.Registry.refuse`).
+`ops.registry.Registry.refuse`). Where a share of the traffic is set for it, a promotion makes the
+candidate the canary, and what happens to it then is the server's affair (`server.canary`): the
+cycle does not wait for it.
 """
 
 from __future__ import annotations
@@ -47,6 +49,42 @@ def record_examination(registry: Registry, version: int, judgement: Judgement) -
         registry.examined(version, actor=ACTOR, reason=judgement.reason, evidence=evidence)
 
 
+async def into_shadow(
+    store: Store,
+    registry: Registry,
+    policy: Policy,
+    version: int,
+    *,
+    reason: str,
+    timeout_s: float,
+    poll_s: float = 0.2,
+) -> str:
+    """Let a promoted candidate answer where nobody sees it; repeating it changes nothing.
+
+    Returns:
+        Nothing once the server answers with it; else why it cannot.
+
+    Raises:
+        SwapError: no server loaded it within `timeout_s`.
+        PolicyError: the server cannot be asked.
+    """
+    adapter = registry.get(version)
+    if adapter.state is AdapterState.EXAMINED:
+        registry.shadow(version, actor=ACTOR, reason=reason)
+    elif adapter.state is AdapterState.SHADOW:
+        registry.nominate(version)  # it was resumed: the pause had taken it back
+    else:
+        return f"it is {adapter.state}"
+    give_up = time.monotonic() + timeout_s
+    while adapter.name not in await policy.models():
+        if registry.get(version).state is AdapterState.REJECTED:
+            return store.transitions(version)[-1].reason
+        if time.monotonic() > give_up:
+            raise SwapError(f"no server loaded {adapter.name} within {timeout_s:.0f} s")
+        await asyncio.sleep(poll_s)
+    return ""
+
+
 async def release(
     store: Store,
     registry: Registry,
@@ -56,10 +94,24 @@ async def release(
     *,
     timeout_s: float,
     poll_s: float = 0.2,
+    against: int | None = None,
+    canary_share: float = 0.0,
 ) -> Release:
     """Promote or reject; after a promotion wait until the server answers with the version.
 
     Safe to repeat: what was done before a kill is not done again.
+
+    Args:
+        store: the record.
+        registry: the adapters.
+        policy: the server.
+        version: the candidate.
+        judgement: the gate's word.
+        timeout_s: how long the server may take to swap.
+        poll_s: seconds between two looks.
+        against: the version it was examined against, 0 for the base model: another champion that
+            has come since makes the word worthless. None: whichever.
+        canary_share: share of the requests for `code` that it answers first; 0: it is the champion.
 
     Raises:
         SwapError: the server did not swap within `timeout_s`; the registry keeps its word.
@@ -80,9 +132,28 @@ async def release(
         elif registry.at(Alias.CANDIDATE) == adapter:
             registry.nominate(None)
         return Release(state=AdapterState.REJECTED, reason=reason)
-    if adapter.state is not AdapterState.CHAMPION:
-        registry.promote(version, actor=ACTOR, reason=judgement.reason, evidence=judgement.numbers)
+    if adapter.state in (AdapterState.BUILT, AdapterState.EXAMINED, AdapterState.SHADOW):
+        champion = registry.at(Alias.CHAMPION)
+        now_at = champion.version if champion is not None else 0
+        if against is not None and now_at != against:
+            reason = f"another champion ({_name(now_at)}) came while it was examined"
+            registry.reject(version, actor=ACTOR, reason=reason, evidence=judgement.numbers)
+            return Release(state=AdapterState.REJECTED, reason=reason)
+        if canary_share:
+            evidence = judgement.numbers | {"share": canary_share}
+            registry.canary(version, actor=ACTOR, reason=judgement.reason, evidence=evidence)
+        else:
+            registry.promote(
+                version,
+                actor=ACTOR,
+                reason=judgement.reason,
+                evidence=judgement.numbers,
+                over=against,
+            )
     history = store.transitions(version)
+    if not any(t.to_state is AdapterState.CHAMPION for t in history):
+        # The canary, or somebody has rejected it meanwhile.
+        return Release(state=registry.get(version).state, reason=history[-1].reason)
     decided = [t.at for t in history if t.to_state is AdapterState.CHAMPION][-1]
     give_up = time.monotonic() + timeout_s
     while await policy.champion_version() != version:
@@ -122,6 +193,10 @@ async def _receipts(
         if (receipts and receipts[0].at >= since) or time.monotonic() > give_up:
             return receipts
         await asyncio.sleep(poll_s)
+
+
+def _name(version: int) -> str:
+    return f"code@v{version}" if version else "the base model"
 
 
 def _swap(receipt: SwapReceipt, after_s: float) -> Json:

@@ -159,6 +159,7 @@ def queued(state: State, given: JobIn, *, trigger: str = "api") -> Cycle:
             "improver": improver.model_dump(mode="json"),
             "engine_model": state.improvement.engine_model,
             "max_lora_rank": state.improvement.max_lora_rank,
+            "release": state.improvement.release.model_dump(mode="json"),
         },
         directory=str(state.improvement.cycles_dir / cycle_id),
     )

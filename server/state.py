@@ -9,7 +9,7 @@ from starlette.requests import Request
 
 from ops.erasure import Eraser
 from ops.registry import Registry
-from ops.settings import ImproverSettings, ServerSettings
+from ops.settings import ImproverSettings, ReleaseSettings, ServerSettings
 from ops.store import Store
 from ops.trials import Rules
 from sandbox.types import Limits
@@ -29,6 +29,7 @@ class Improvement:
     """What a cycle that is asked for through the API starts with."""
 
     settings: ImproverSettings
+    release: ReleaseSettings
     engine_model: str
     max_lora_rank: int
     cycles_dir: Path

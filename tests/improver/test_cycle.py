@@ -25,11 +25,18 @@ from ops.errors import Conflict
 from ops.models import Model
 from ops.records import AdapterState, Alias, Cycle, CycleState, Feedback, Metric, Source
 from ops.registry import Registry
-from ops.settings import GateSettings, IlfSettings, ImproverSettings, TrainSettings
-from ops.store import Store
+from ops.settings import (
+    GateSettings,
+    IlfSettings,
+    ImproverSettings,
+    ReleaseSettings,
+    TrainSettings,
+)
+from ops.store import Recording, Store
 from sandbox.pool import Pool
 from sandbox.spec import extend_prompt, parse_spec
 from tests.improver.conftest import BASE, ExecJudge, StubServer
+from tests.ops import records
 
 EXAMPLES = Path(__file__).parents[2] / "ops" / "examples" / "feedback.jsonl"
 STAGES = ("collect", "build", "screen", "dataset", "train", "evaluate", "decide", "release")
@@ -771,3 +778,52 @@ async def test_a_missing_corpus_fails_by_its_name(world: World) -> None:
     cycle = await world.run(world.start(improver=chosen))
     assert cycle.state is CycleState.FAILED
     assert "absent.jsonl" in str(cycle.error)
+
+
+# --- shadow and canary ---------------------------------------------------------------------------
+
+
+def _ask_again(world: World) -> None:
+    """Users ask what the built-in tasks ask, in words of their own."""
+    rows = [
+        records.interaction(
+            messages=[{"role": "user", "content": f"Please. {task.text}"}],
+            spec=task.spec.marked().to_json(),
+            verified=None,
+        )
+        for task in list(TASKS.values())[:12]
+    ]
+    world.store.add([Recording(interaction=row, attempts=(), executions=()) for row in rows])
+
+
+async def test_a_candidate_passes_shadow_and_becomes_the_canary(world: World) -> None:
+    _ask_again(world)
+    release = ReleaseSettings(shadow_requests=6, canary_share=0.2)
+    cycle = await world.run(world.start(release=release))
+    assert cycle.state is CycleState.SUCCEEDED, cycle.error
+    assert cycle.report["shadow"]["pairs"]["tasks"] == 6
+    assert cycle.report["release"]["state"] == "canary"
+    assert world.store.aliases() == {Alias.CANARY: 1}
+    history = world.store.transitions(1)
+    assert [t.to_state for t in history] == ["built", "examined", "shadow", "canary"]
+    assert history[-1].evidence["shadow"]["pairs"]["won"] == 6
+
+
+async def test_a_candidate_that_fails_in_shadow_does_not_go_live(world: World) -> None:
+    _ask_again(world)
+    answer = world.server.script
+
+    def worse_on_users(body: dict[str, Any], index: int) -> str:
+        if "Please." in body["messages"][-1]["content"]:
+            body = {**body, "model": "base" if "@" in body["model"] else "code@v9"}
+        return answer(body, index)
+
+    world.server.script = worse_on_users
+    gate = {"replay_tasks": 0}
+    release = ReleaseSettings(shadow_requests=12)
+    cycle = await world.run(world.start(release=release, gate=gate))
+    assert cycle.state is CycleState.SUCCEEDED, cycle.error
+    assert cycle.report["decide"]["decision"] == "promote"
+    assert cycle.report["release"]["state"] == "rejected"
+    assert "in shadow" in cycle.report["release"]["reason"]
+    assert world.store.aliases() == {}
