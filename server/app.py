@@ -285,6 +285,7 @@ async def _open(
             max_lora_rank=settings.engine.max_lora_rank,
             cycles_dir=settings.cycles_dir,
         ),
+        evaluations_dir=settings.evaluations_dir,
         forwarder=Forwarder(engine, recorder, adapters),
         generator=Generator(
             engine,

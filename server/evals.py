@@ -1,9 +1,9 @@
 """`/v1/evals`: the examination of candidates, in the words of OpenAI's evals API.
 
-There is one eval, `gate`; each cycle that came to an examination is a run of it. A task that could
-not be judged is `errored`, never `failed`. What decides is in `comparison`: the tasks that one
-arm alone solved, and the evidence drawn from them (`improver.decide`). To be read only: a run
-is made by a cycle.
+The eval `gate` is always there; each cycle that came to an examination is a run of it. A task that
+could not be judged is `errored`, never `failed`. What decides is in `comparison`: the tasks that
+one arm alone solved, and the evidence drawn from them (`improver.decide`). Beside it stands each
+benchmark of `journeyman eval` (`scores`). To be read only: cycles and that command make runs.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from starlette.requests import Request
 
 from ops.errors import NotFound, StoreError
 from ops.records import Cycle, CycleState, Json
+from server import scores
 from server.errors import NotFoundError, RecordUnavailable
 from server.listing import After, Limit, page
 from server.openapi import errors
@@ -49,42 +50,55 @@ _EVAL: Json = {
 
 @router.get("", responses=errors(400))
 async def list_evals(request: Request, limit: Limit = 20, after: After = None) -> dict[str, Any]:
-    """List the evals: the examination of candidates."""
-    return page([_EVAL], limit, after)
+    """List the evals: the examination of candidates, and the benchmarks."""
+    found = await asyncio.to_thread(scores.benchmarks, current(request).evaluations_dir)
+    return page([_EVAL, *found], limit, after)
 
 
 @router.get("/{eval_id}", responses=errors(404))
 async def get_eval(request: Request, eval_id: str) -> dict[str, Any]:
     """Return an eval."""
-    _require(eval_id)
-    return _EVAL
+    if eval_id == GATE:
+        return _EVAL
+    found = await asyncio.to_thread(scores.benchmarks, current(request).evaluations_dir)
+    return _one(found, eval_id, "eval_id")
 
 
 @router.get("/{eval_id}/runs", responses=errors(400, 404, 503))
 async def list_runs(
     request: Request, eval_id: str, limit: Limit = 20, after: After = None
 ) -> dict[str, Any]:
-    """List the examinations, newest first."""
-    _require(eval_id)
-    store = current(request).store
+    """List the examinations, or the results of a benchmark, newest first."""
+    state = current(request)
+    if eval_id != GATE:
+        found = await asyncio.to_thread(scores.runs, state.evaluations_dir, eval_id)
+        if not found:
+            raise NotFoundError(f"no eval {eval_id[:200]}", param="eval_id")
+        return page(found, limit, after)
+    store = state.store
     cycles = await _read(lambda: store.cycles(limit=MAX_CYCLES))
     return page([_run(cycle) for cycle in cycles if "evaluate" in cycle.report], limit, after)
 
 
 @router.get("/{eval_id}/runs/{run_id}", responses=errors(404, 503))
 async def get_run(request: Request, eval_id: str, run_id: str) -> dict[str, Any]:
-    """Return an examination."""
-    _require(eval_id)
-    store = current(request).store
+    """Return an examination, or a result of a benchmark."""
+    state = current(request)
+    if eval_id != GATE:
+        found = await asyncio.to_thread(scores.runs, state.evaluations_dir, eval_id)
+        return _one(found, run_id, "run_id")
+    store = state.store
     cycle = await _read(lambda: store.cycle(run_id.removeprefix(_PREFIX)))
     if "evaluate" not in cycle.report:
         raise NotFoundError(f"no run {run_id[:200]}", param="run_id")
     return _run(cycle)
 
 
-def _require(eval_id: str) -> None:
-    if eval_id != GATE:
-        raise NotFoundError(f"no eval {eval_id[:200]}", param="eval_id")
+def _one(rows: list[Json], wanted: str, param: str) -> Json:
+    for row in rows:
+        if row["id"] == wanted:
+            return row
+    raise NotFoundError(f"no {param.removesuffix('_id')} {wanted[:200]}", param=param)
 
 
 async def _read(call: Callable[[], T]) -> T:

@@ -50,6 +50,8 @@ class State:
     limits: Limits
     """The most that a client's own program may use."""
     improvement: Improvement
+    evaluations_dir: Path
+    """Where `journeyman eval` leaves its results."""
     forwarder: Forwarder
     generator: Generator
     rules: Rules

@@ -9,7 +9,7 @@ from typing import Any
 import openai
 import pytest
 
-from improver import decide
+from improver import decide, score
 from improver.types import Origin, Row, write_lines
 from ops import evidence
 from ops.records import Cycle, CycleState
@@ -97,6 +97,48 @@ def test_an_examination_is_a_run_with_what_decided(server: Running, tmp_path: Pa
     assert comparison["discordant"] == [12, 1]
     assert comparison["decision"] == "promote"
     assert comparison["e_value"] == pytest.approx(better)
+
+
+def _score(path: Path, benchmark: str, model: str, *passed: int) -> None:
+    plan = score.Plan(benchmark=benchmark, model=model, samples=2)
+    tasks = [
+        score.TaskScore(
+            id=str(place),
+            judged=2,
+            passed=good,
+            ran=2,
+            verdicts={"OK": good, "WRONG": 2 - good},
+            tokens=1,
+            answer_tokens=[1],
+            versions=[3],
+        )
+        for place, good in enumerate(passed)
+    ]
+    found = score.report(plan, tasks, left_out=[], prompts="", seconds=1.0, url="http://x")
+    score.write(path / plan.file_name("http://x"), found)
+
+
+def test_a_benchmark_that_was_run_is_an_eval(server: Running) -> None:
+    directory = server.settings.evaluations_dir
+    assert [e.name for e in server.openai.evals.list()] == ["gate"]
+    _score(directory, "humaneval", "code", 2, 1, 0)
+    _score(directory, "humaneval", "code@v3", 2, 2, 2)
+    _score(directory, "my tasks", "code", 1)
+    (directory / "broken.json").write_text("{")
+    (directory / "other.json").write_text("[]")
+    assert [e.name for e in server.openai.evals.list()] == ["gate", "humaneval", "my tasks"]
+    (_, humaneval, mine) = server.openai.evals.list()
+    assert server.openai.evals.retrieve(mine.id).to_dict() == mine.to_dict()
+    runs = list(server.openai.evals.runs.list(humaneval.id))
+    assert {run.model: run.result_counts.passed for run in runs} == {"code": 3, "code@v3": 6}
+    run = next(run for run in runs if run.model == "code")
+    same = server.openai.evals.runs.retrieve(run.id, eval_id=humaneval.id)
+    assert same.to_dict() == run.to_dict()
+    counts = run.result_counts
+    assert (counts.total, counts.passed, counts.failed, counts.errored) == (6, 3, 3, 0)
+    assert run.to_dict()["pass_at"]["1"]["mean"] == pytest.approx(0.5)  # type: ignore[index]
+    for path in (f"{mine.id}/runs/{run.id}", "eval_benchmark_x", "eval_benchmark_x/runs"):
+        assert server.http.get(f"/v1/evals/{path}").status_code == 404
 
 
 def test_what_is_not_there_is_a_404(server: Running, tmp_path: Path) -> None:
