@@ -280,7 +280,6 @@ async def _open(
         improvement=Improvement(
             settings=settings.improver,
             release=settings.release,
-            release=settings.release,
             engine_model=settings.engine.model,
             max_lora_rank=settings.engine.max_lora_rank,
             cycles_dir=settings.cycles_dir,
