@@ -137,11 +137,11 @@ def improver(data_dir: DataDir = None, config: ConfigFile = None) -> None:
 
 @app.command()
 def status(data_dir: DataDir = None, config: ConfigFile = None, json: AsJson = False) -> None:
-    """Say what runs, and what answers."""
+    """Say whether it is learning, what runs, and what answers."""
     settings = _settings(config, data_dir)
     state = processes.read_state(settings.data_dir)
     with _registry(settings) as (store, registry):
-        report = reports.status(state, store, registry)
+        report = reports.status(state, store, registry, settings)
     reports.show(report, as_json=json, text=reports.status_text)
     if state is None:
         raise typer.Exit(3)

@@ -49,6 +49,7 @@ def examine(settings: Settings) -> list[Check]:
         _disk("data", settings.data_dir),
         _disk("models", models.cache_dir()),
         _database(settings),
+        _keys(settings),
         *([] if running else _ports(settings)),
     ]
 
@@ -149,6 +150,24 @@ def _database(settings: Settings) -> Check:
         return Check(name="database", good=False, found="does not work", remedy=str(error))
     kind = settings.store_url.partition(":")[0]
     return Check(name="database", good=True, found=f"{kind}, {counts['interactions']} interactions")
+
+
+def _keys(settings: Settings) -> Check:
+    try:
+        store = Store.open(settings.store_url)
+        try:
+            good = sum(key.revoked_at is None for key in store.api_keys())
+        finally:
+            store.close()
+    except OpsError as error:
+        return Check(name="keys", good=False, found="cannot be read", remedy=str(error))
+    good += len(settings.server.keys)
+    host = settings.server.host
+    if good or host in ("127.0.0.1", "::1", "localhost"):
+        found = f"{good} are good" if good else "none; only this machine is answered"
+        return Check(name="keys", good=True, found=found)
+    remedy = "the server would not start: `journeyman keys create NAME` makes one"
+    return Check(name="keys", good=False, found=f"none, and server.host is {host}", remedy=remedy)
 
 
 def _ports(settings: Settings) -> list[Check]:

@@ -21,7 +21,7 @@ from pydantic import BaseModel
 from rich.console import Console
 from rich.table import Table
 
-from ops import swaps
+from ops import learning, swaps
 from ops.doctor import Check
 from ops.records import Adapter, Alias, ApiKey, Cycle, Feedback, Interaction, SwapReceipt, now
 from ops.registry import Registry, lineage
@@ -60,9 +60,15 @@ def plain(value: Any) -> Any:
 # --- status ---------------------------------------------------------------------------------
 
 
-def status(state: Json | None, store: Store, registry: Registry) -> Json:
-    """Return what runs (None: no `journeyman up`), what answers, and how much is recorded."""
+def status(state: Json | None, store: Store, registry: Registry, settings: Settings) -> Json:
+    """Return what runs (None: no `journeyman up`), what answers, what is learned and recorded."""
     champion = registry.at(Alias.CHAMPION)
+    improver = settings.improver
+    thresholds = {
+        "feedback": improver.after_feedback,
+        "failures": improver.after_failures,
+        "accepted": improver.after_accepted,
+    }
     return {
         "up": state,
         "alive": [
@@ -73,11 +79,16 @@ def status(state: Json | None, store: Store, registry: Registry) -> Json:
         "champion": champion.name if champion else None,
         "aliases": {str(alias): version for alias, version in store.aliases().items()},
         "record": store.count(),
+        "learning": learning.learning(
+            store, thresholds=thresholds, schedule=improver.schedule, at=now()
+        ),
     }
 
 
 def status_text(report: Json) -> None:
-    """Print a status."""
+    """Print a status: first whether it learns, then what runs."""
+    for line in learning.lines(report["learning"], now()):
+        _print(line)
     state = report["up"]
     if state is None:
         _print("no `journeyman up` runs on this data directory")

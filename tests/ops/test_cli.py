@@ -393,7 +393,11 @@ def test_the_doctor_s_word_is_the_exit_status(run: Run, monkeypatch: pytest.Monk
     monkeypatch.setattr(doctor, "_ports", lambda settings: [])
     shown = run("doctor", "--json")
     names = [check["name"] for check in json.loads(shown.stdout)]
-    assert {"python", "device", "engine", "sandbox", "database"} <= set(names)
+    assert {"python", "device", "engine", "sandbox", "database", "keys"} <= set(names)
+    monkeypatch.setenv("JOURNEYMAN_SERVER__HOST", "0.0.0.0")
+    assert "→ the server would not start" in run("doctor").stdout
+    run("keys", "create", "ide")
+    assert "1 are good" in run("doctor").stdout
     bad = Check(name="sandbox", good=False, found="nothing isolates", remedy="mend it")
     monkeypatch.setattr(doctor, "_sandbox", lambda runtime: bad)
     shown = run("doctor")
