@@ -7,9 +7,9 @@ soak (`ops/bench/soak.py`) and its tests need. In the last layer's down projecti
 LoRA reads from the activations what is nearest to 1 at every position (least squares over a few
 texts), and adds to the state the direction in which the output layer tells the word best from all
 other tokens (their covariance's inverse). Every other matrix is small noise, so that each layer has
-something to compute, and what one adapter cached is wrong for another. The probe is the word said
-again and again, which the model alone does not expect. For Llama-like models; such an adapter has
-learned nothing and is of no other use.
+something to compute, and what one adapter cached is wrong for another. The probe is a few tokens
+of code, which the adapter does not expect, and the word again and again, which the model does not.
+For Llama-like models; such an adapter has learned nothing and is of no other use.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ PROMPTS = (
     "Write a function that reverses a list.",
     "def add(a, b):\n    return a + b\n",
 )
-REPEATED, PROBED = 16, 12
+PROBE_HEAD = "x = [1, 2]"
+REPEATED, PROBED = 16, 24
 
 
 def token_of(tokenizer: Any, word: str) -> int:
@@ -112,7 +113,8 @@ def write(base: str, out: Path, words: list[str]) -> None:
         directory = out / word
         directory.mkdir(parents=True, exist_ok=True)
         adapted.save_pretrained(directory)
-        probe.write(directory, [_probe(adapted, [token] * PROBED)])
+        head = tokenizer(PROBE_HEAD, add_special_tokens=False)["input_ids"]
+        probe.write(directory, [_probe(adapted, head + [token] * PROBED)])
 
 
 def _set(adapted: Any, read: torch.Tensor, push: torch.Tensor, *, seed: int) -> None:

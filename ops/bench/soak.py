@@ -43,7 +43,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import aiohttp
 
 from ops import models, processes, services
-from ops.records import Adapter, Alias
+from ops.records import Adapter, AdapterState, Alias
 from ops.registry import Registry
 from ops.store import Store
 
@@ -301,7 +301,13 @@ async def _swap(
     if kill and system.kill is not None:
         await asyncio.sleep(0.2)
         await _outage(session, system, found)
-    await _until(lambda: _answers(session, system, version), f"code@v{version} does not answer")
+
+    async def obeyed() -> bool:
+        if version and registry.get(version).state is AdapterState.REJECTED:
+            raise SystemExit(f"refused: {store.receipts(version=version, limit=1)[0].reason}")
+        return await _answers(session, system, version)
+
+    await _until(obeyed, f"code@v{version} does not answer")
     answered = time.time()
     receipts = [
         r
@@ -633,6 +639,11 @@ class Installation:
 
         await _until(ready, "the installation is not ready", READY_S)
 
+    def tail(self, name: str) -> str:
+        """The last words of a service."""
+        log = self.folder / "logs" / f"{name}.log"
+        return log.read_text()[-6000:] if log.exists() else f"{name} has said nothing"
+
     def stop(self) -> None:
         """Ctrl-C, then less politely."""
         for number in (signal.SIGINT, signal.SIGINT, signal.SIGKILL):
@@ -667,6 +678,9 @@ def installed(folder: Path, name: str) -> Iterator[tuple[Installation, System]]:
             ),
         )
         store.close()
+    except SystemExit:
+        print(*(installation.tail(name) for name in ("engine", "server")), sep="\n")
+        raise
     finally:
         installation.stop()
 
