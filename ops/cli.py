@@ -24,9 +24,21 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
-from ops import backup, doctor, export, models, opinions, processes, reports, services, swaps
+from ops import (
+    backup,
+    doctor,
+    export,
+    models,
+    opinions,
+    processes,
+    reports,
+    services,
+    swaps,
+    trials,
+)
 from ops import keys as keys_
 from ops import settings as settings_
+from ops.differences import difference
 from ops.erasure import Erased, Eraser, certificate
 from ops.errors import NotFound, OpsError, ProcessError, SettingsError
 from ops.records import Alias
@@ -370,10 +382,15 @@ def keys_revoke(
 def adapters_list(
     data_dir: DataDir = None, config: ConfigFile = None, json: AsJson = False
 ) -> None:
-    """List all versions, newest first."""
-    with _store(_settings(config, data_dir)) as store:
+    """List all versions, newest first, and the trial on live traffic that is under way."""
+    settings = _settings(config, data_dir)
+    with _store(settings) as store:
         rows = reports.adapter_rows(store)
+        rules = trials.Rules.among(settings.release.model_dump())
+        trial = reports.trial_report(store, rules)
     reports.show(rows, as_json=json, text=reports.adapters_text)
+    if trial is not None and not json:
+        reports.trial_text(trial)
 
 
 @adapters.command("show")
@@ -404,6 +421,40 @@ def adapters_promote(
         mark = swaps.mark(store)
         registry.promote(version, actor=_actor(), reason=reason, force=force)
         _await_swap(store, mark, version, wait, json)
+
+
+@adapters.command("diff")
+def adapters_diff(
+    older: Annotated[str, typer.Argument(help="code@v11, v11 or 11; base: the base model")],
+    newer: AdapterName,
+    data_dir: DataDir = None,
+    config: ConfigFile = None,
+    json: AsJson = False,
+) -> None:
+    """Tell two versions apart: how they were made, and task by task what each can do."""
+    with _registry(_settings(config, data_dir)) as (store, registry):
+        before = 0 if older == "base" else registry.find(older).version
+        found = difference(store, registry, before, registry.find(newer).version)
+    reports.show(found, as_json=json, text=reports.difference_text)
+
+
+@adapters.command("canary")
+def adapters_canary(
+    name: AdapterName,
+    share: Annotated[
+        float | None,
+        typer.Option(min=0.001, max=0.5, help="of the requests; else release.canary_share"),
+    ] = None,
+    reason: Reason = "canary by hand",
+    data_dir: DataDir = None,
+    config: ConfigFile = None,
+) -> None:
+    """Let an examined version answer a share of the requests; what happens there decides."""
+    with _registry(_settings(config, data_dir)) as (_, registry):
+        adapter = registry.find(name)
+        evidence = {} if share is None else {"share": share}
+        registry.canary(adapter.version, actor=_actor(), reason=reason, evidence=evidence)
+    print(f"{adapter.name} is the canary; `journeyman adapters list` shows how it does")
 
 
 @adapters.command("reject")

@@ -21,9 +21,19 @@ from pydantic import BaseModel
 from rich.console import Console
 from rich.table import Table
 
-from ops import learning, swaps
+from ops import learning, swaps, trials
 from ops.doctor import Check
-from ops.records import Adapter, Alias, ApiKey, Cycle, Feedback, Interaction, SwapReceipt, now
+from ops.records import (
+    Adapter,
+    AdapterState,
+    Alias,
+    ApiKey,
+    Cycle,
+    Feedback,
+    Interaction,
+    SwapReceipt,
+    now,
+)
 from ops.registry import Registry, lineage
 from ops.settings import Settings
 from ops.store import Store
@@ -147,14 +157,48 @@ def adapters_text(rows: Sequence[Json]) -> None:
     )
 
 
+def trial_report(store: Store, rules: trials.Rules) -> Json | None:
+    """Return the trial on live traffic that is under way, with what it says so far."""
+    trial = trials.current(store, rules)
+    if trial is None:
+        return None
+    elapsed_s = max(0.0, (now() - trial.since).total_seconds())
+    found = trials.judge(store, trial, rules, elapsed_s=elapsed_s)
+    return {
+        "kind": str(trial.kind),
+        "version": trial.version,
+        "against": trial.against,
+        "share": trial.share,
+        "since": trial.since,
+        "reason": found.reason,
+        "numbers": found.numbers,
+    }
+
+
+def trial_text(trial: Json) -> None:
+    """Print a trial."""
+    what = "the canary, answers" if trial["kind"] == "canary" else "watched; the one before answers"
+    share = f"{trial['share']:.0%} of the requests"
+    _print(f"code@v{trial['version']} is {what} {share} ({trial['reason']})")
+    _print(trials.describe(trial["numbers"]))
+
+
 def adapter_report(store: Store, adapter: Adapter) -> Json:
     """Return all that is known of an adapter."""
+    history = store.transitions(adapter.version)
+    examined = [t.evidence.get("text") for t in history if t.to_state is AdapterState.EXAMINED]
     return {
         "adapter": {"name": adapter.name, **asdict(adapter)},
         "made_of": _made_of(store, adapter),
-        "transitions": [asdict(change) for change in store.transitions(adapter.version)],
+        "decision": examined[-1] if examined else None,
+        "transitions": [asdict(change) for change in history],
         "swaps": [asdict(receipt) for receipt in store.receipts(version=adapter.version)],
     }
+
+
+def difference_text(found: Json) -> None:
+    """Print what sets two versions apart."""
+    _print(found["text"])
 
 
 def _made_of(store: Store, adapter: Adapter) -> Json:
@@ -187,6 +231,12 @@ def adapter_text(report: Json) -> None:
             for row in report["transitions"]
         ),
     )
+    if report["decision"]:
+        _print(report["decision"])
+    for row in report["transitions"]:
+        if "trial" in row["evidence"]:
+            _print(f"{_time(row['at'])}, {row['evidence']['trial']} on live traffic:")
+            _print(trials.describe(row["evidence"]))
     for receipt in report["swaps"]:
         _print(receipt_line(SwapReceipt(**receipt)))
 

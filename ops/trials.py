@@ -27,11 +27,12 @@ another was. Nothing is decided here: `server.canary` does.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from datetime import datetime
 from enum import StrEnum
 from statistics import fmean, median
+from typing import Any
 
 from ops.evidence import evidence, pairs
 from ops.records import (
@@ -83,6 +84,11 @@ class Rules:
     error_rate: float = 0.05
     tolerated_loss: float = 0.0
     latency_ratio: float = 2.0
+
+    @classmethod
+    def among(cls, settings: Mapping[str, Any]) -> Rules:
+        """Take the rules out of the settings of releases."""
+        return cls(**{field.name: settings[field.name] for field in fields(cls)})
 
     @property
     def threshold(self) -> float:

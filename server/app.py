@@ -13,10 +13,9 @@ import socket
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
-from dataclasses import fields
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
@@ -34,7 +33,7 @@ from ops.keys import OWN, digest, own
 from ops.models import resolve
 from ops.redaction import Scrubber
 from ops.registry import Registry
-from ops.settings import ReleaseSettings, SandboxSettings, Settings
+from ops.settings import SandboxSettings, Settings
 from ops.store import Store
 from ops.trials import Rules
 from server import (
@@ -197,93 +196,38 @@ async def _open(
     keys: Keys,
     stack: AsyncExitStack,
 ) -> State:
+    """Open all parts, in the order in which they need each other."""
+    name = f"server@{socket.gethostname()}:{settings.server.port}"
     store = await asyncio.to_thread(Store.open, settings.store_url)
     stack.callback(store.close)
     keyring = Keyring(store, keys, poll_s=settings.server.poll_s)
     await keyring.read()  # before the first request
-    following_keys = asyncio.create_task(keyring.run(), name="keys")
-
-    async def stop_following_keys() -> None:
-        keyring.stop()
-        await following_keys
-
-    stack.push_async_callback(stop_following_keys)
-    name = f"server@{socket.gethostname()}:{settings.server.port}"
-    scrubber = Scrubber(settings.scrub.personal, settings.scrub.phone_region)
-    recorder = Recorder(store, scrubber, process=name)
-    recorder.start()
-    stack.push_async_callback(asyncio.to_thread, recorder.close)
+    _follow(keyring, "keys", stack)
+    recorder = _recorder(settings, store, name, stack)
     engine = await stack.enter_async_context(
         Engine(settings.engine_url, timeout_s=settings.server.request_timeout_s)
     )
     judge = Judge(await stack.enter_async_context(checker or _pool(settings.sandbox)))
     registry = Registry(store, settings.adapters_dir)
-    adapters = Adapters(
-        engine,
-        store,
-        registry,
-        server=name,
-        poll_s=settings.server.poll_s,
-        max_rank=settings.engine.max_lora_rank,
-        rules=_rules(settings.release),
-        digest=_digest,
-    )
-    following = asyncio.create_task(adapters.run(), name="adapters")
-
-    async def stop_following() -> None:
-        adapters.stop()
-        await following
-
-    stack.push_async_callback(stop_following)
-    canary = Canary(
-        store,
-        registry,
-        _rules(settings.release),
-        server=name,
-        look_s=settings.server.poll_s,
-        tell=adapters.wake,
-    )
-    judging = asyncio.create_task(canary.run(), name="canary")
-
-    async def stop_judging() -> None:
-        canary.stop()
-        await judging
-
-    stack.push_async_callback(stop_judging)
-    retention = Retention(store, recorder, settings.retention)
-    if settings.retention.max_bytes is not None and store.size_bytes() is None:
-        raise SettingsError("retention.max_bytes needs SQLite; use retention.max_interactions")
-    forgetting = asyncio.create_task(retention.run(), name="retention")
-
-    async def stop_forgetting() -> None:
-        retention.stop()
-        await forgetting
-
-    stack.push_async_callback(stop_forgetting)
+    rules = Rules.among(settings.release.model_dump())
+    adapters = _adapters(settings, engine, registry, store, rules, name)
+    _follow(adapters, "adapters", stack)
+    poll_s = settings.server.poll_s
+    canary = Canary(store, registry, rules, server=name, look_s=poll_s, tell=adapters.wake)
+    _follow(canary, "canary", stack)
+    _follow(_retention(settings, store, recorder), "retention", stack)
     log.info("serving", extra={"action": "start", "sandbox": judge.tier.label})
     return State(
         settings=settings.server,
         engine=engine,
         store=store,
         registry=registry,
-        eraser=Eraser(
-            store,
-            registry,
-            cycles_dir=settings.cycles_dir,
-            evaluations_dir=settings.evaluations_dir,
-            policy=settings.erasure.tainted,
-        ),
+        eraser=_eraser(settings, store, registry),
         recorder=recorder,
         adapters=adapters,
         judge=judge,
         limits=_limits(settings.sandbox),
-        improvement=Improvement(
-            settings=settings.improver,
-            release=settings.release,
-            engine_model=settings.engine.model,
-            max_lora_rank=settings.engine.max_lora_rank,
-            cycles_dir=settings.cycles_dir,
-        ),
+        improvement=_improvement(settings),
         evaluations_dir=settings.evaluations_dir,
         forwarder=Forwarder(engine, recorder, adapters),
         generator=Generator(
@@ -294,8 +238,78 @@ async def _open(
             max_tokens=settings.server.spec_max_tokens,
             temperature=settings.server.spec_temperature,
         ),
-        rules=_rules(settings.release),
+        rules=rules,
         sticky=Sticky(settings.release.sticky),
+    )
+
+
+class Loop(Protocol):
+    """What runs beside the requests until it is told to stop."""
+
+    async def run(self) -> None:
+        """Run until stopped."""
+
+    def stop(self) -> None:
+        """Let `run` come to its end."""
+
+
+def _follow(loop: Loop, name: str, stack: AsyncExitStack) -> None:
+    """Start a background loop, and have it stopped and waited for at the end."""
+    running = asyncio.create_task(loop.run(), name=name)
+
+    async def stop() -> None:
+        loop.stop()
+        await running
+
+    stack.push_async_callback(stop)
+
+
+def _recorder(settings: Settings, store: Store, name: str, stack: AsyncExitStack) -> Recorder:
+    scrubber = Scrubber(settings.scrub.personal, settings.scrub.phone_region)
+    recorder = Recorder(store, scrubber, process=name)
+    recorder.start()
+    stack.push_async_callback(asyncio.to_thread, recorder.close)
+    return recorder
+
+
+def _adapters(
+    settings: Settings, engine: Engine, registry: Registry, store: Store, rules: Rules, name: str
+) -> Adapters:
+    return Adapters(
+        engine,
+        store,
+        registry,
+        server=name,
+        poll_s=settings.server.poll_s,
+        max_rank=settings.engine.max_lora_rank,
+        rules=rules,
+        digest=_digest,
+    )
+
+
+def _retention(settings: Settings, store: Store, recorder: Recorder) -> Retention:
+    if settings.retention.max_bytes is not None and store.size_bytes() is None:
+        raise SettingsError("retention.max_bytes needs SQLite; use retention.max_interactions")
+    return Retention(store, recorder, settings.retention)
+
+
+def _eraser(settings: Settings, store: Store, registry: Registry) -> Eraser:
+    return Eraser(
+        store,
+        registry,
+        cycles_dir=settings.cycles_dir,
+        evaluations_dir=settings.evaluations_dir,
+        policy=settings.erasure.tainted,
+    )
+
+
+def _improvement(settings: Settings) -> Improvement:
+    return Improvement(
+        settings=settings.improver,
+        release=settings.release,
+        engine_model=settings.engine.model,
+        max_lora_rank=settings.engine.max_lora_rank,
+        cycles_dir=settings.cycles_dir,
     )
 
 
@@ -306,11 +320,6 @@ def _digest(root: str) -> str | None:
     except ModelError as error:
         log.warning("the base model has no digest: %s", error, extra={"action": "digest"})
         return None
-
-
-def _rules(settings: ReleaseSettings) -> Rules:
-    named = settings.model_dump()
-    return Rules(**{field.name: named[field.name] for field in fields(Rules)})
 
 
 def _limits(settings: SandboxSettings) -> sandbox.Limits:
@@ -425,13 +434,28 @@ async def _render_http(request: Request, error: Exception) -> Response:
     status = error.status_code if isinstance(error, HTTPException) else 500
     refused = BadRequest(
         f"{request.method} {request.url.path[:200]}: "
-        + ("no such route" if status == 404 else "not allowed" if status == 405 else "refused"),
+        + {404: "no such route", 405: _not_allowed(request)}.get(status, "refused"),
         code={404: "route_not_found", 405: "method_not_allowed"}.get(status, "refused"),
     )
     headers = dict(getattr(error, "headers", None) or {})
     if status == 405:
         headers["Allow"] = ", ".join(_allowed(request))
     return JSONResponse(refused.body(), status_code=status, headers=headers)
+
+
+_MADE_HERE = {
+    "/v1/files": "files are the training rows of cycles; other models' interactions are brought in "
+    "by `journeyman import FILE`",
+    "/v1/evals": "a run is made by a cycle, or by `journeyman eval BENCHMARK`",
+}
+"""Why what OpenAI's clients would make there cannot be made by them here."""
+
+
+def _not_allowed(request: Request) -> str:
+    for path, why in _MADE_HERE.items():
+        if request.url.path.startswith(path):
+            return f"not allowed: {why}"
+    return "not allowed"
 
 
 def _allowed(request: Request) -> list[str]:

@@ -213,6 +213,29 @@ def test_rejection_is_recorded(run: Run, registry: Registry, adapter: Adapter) -
     assert shown["transitions"][-1]["actor"].startswith("cli:")
 
 
+def test_a_canary_is_made_and_shown_with_what_it_does(
+    run: Run, registry: Registry, store: Store, adapter: Adapter
+) -> None:
+    evidence = {"text": "PROMOTE: better than the champion."}
+    registry.examined(1, actor="gate", reason="better", evidence=evidence)
+    assert "code@v1 is the canary" in run("adapters", "canary", "v1", "--share", "0.25").stdout
+    assert store.aliases() == {Alias.CANARY: 1}
+    listed = run("adapters", "list").stdout
+    assert "code@v1 is the canary, answers 25% of the requests (0 of 200 live requests)" in listed
+    assert "code@v1 answered 0 requests, the base model 0." in listed
+    assert "PROMOTE: better than the champion." in run("adapters", "show", "v1").stdout
+    assert run("adapters", "canary", "v1", "--share", "0.9").exit_code == 2
+
+
+def test_two_versions_are_told_apart(run: Run, registry: Registry, adapter: Adapter) -> None:
+    add(registry, "b")
+    assert "code@v1 is built: ilf, rank 16" in run("adapters", "diff", "v1", "v2").stdout
+    found = json.loads(run("adapters", "diff", "base", "v2", "--json").stdout)
+    assert (found["from"], found["to"]) == ("the base model", "code@v2")
+    with pytest.raises(NotFound):
+        run("adapters", "diff", "v1", "v9")
+
+
 # --- the record -----------------------------------------------------------------------------
 
 
