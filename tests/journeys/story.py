@@ -8,14 +8,16 @@ over the last days, or everything would have happened in one minute.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import sqlalchemy as sa
 
@@ -26,7 +28,7 @@ from improver.policy import Policy
 from improver.types import TrainJob
 from ops import store as tables
 from ops.models import Model
-from ops.records import Cycle, CycleState, Interaction, Metric, new_id, now
+from ops.records import Cycle, CycleState, Interaction, Metric, now
 from ops.settings import GateSettings, IlfSettings, ImproverSettings, TrainSettings
 from ops.store import Store
 from tests.fake_engine import BASE, RANK, write_adapter
@@ -34,6 +36,7 @@ from tests.improver.conftest import ExecJudge
 from tests.improver.test_cycle import QuietShow
 from tests.server.conftest import Running
 
+T = TypeVar("T")
 Json = dict[str, Any]
 EXAMPLES = Path(__file__).parents[2] / "ops" / "examples"
 NAME = re.compile(r"Signature: (\w+)\(|Call it `(\w+)`|assert (\w+)\(")
@@ -133,12 +136,16 @@ class Story:
         given = {"inference_id": inference_id, "metric_name": metric, "value": value}
         self.server.http.post("/v1/feedback", json=given).raise_for_status()
 
-    async def import_feedback(self) -> None:
+    def import_feedback(self) -> None:
         judge: Any = ExecJudge()
-        await importer.import_file(EXAMPLES / "feedback.jsonl", "ilf", self.server.store, judge)
+        path = EXAMPLES / "feedback.jsonl"
+        _in_a_loop(importer.import_file(path, "ilf", self.server.store, judge))
 
-    async def learn(self, skill: float, *, fill: bytes) -> Cycle:
+    def learn(self, skill: float, *, fill: bytes) -> Cycle:
         """Run a cycle whose candidate knows so much; another `fill` is another adapter."""
+        return _in_a_loop(self._learn(skill, fill))
+
+    async def _learn(self, skill: float, fill: bytes) -> Cycle:
         settings = self.server.settings
         plan = Plan(
             improver=ImproverSettings(
@@ -176,6 +183,12 @@ class Story:
     def spread(self, days: float = 6.0) -> None:
         """Move what was recorded back over the last days, the oldest first."""
         _spread(self.server.store, days)
+
+
+def _in_a_loop(work: Coroutine[Any, Any, T]) -> T:
+    """Run to its end in a loop of its own: a browser may hold this thread's."""
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(asyncio.run, work).result()
 
 
 def _luck(name: str) -> float:
@@ -223,19 +236,3 @@ def _spread(store: Store, days: float) -> None:
                 back = days * (1 - (place + 1) / len(ids)) ** 2
                 change = {"created_at": now() - timedelta(days=back)}
                 connection.execute(sa.update(table).where(table.c.id == one).values(change))
-
-
-def queued(store: Store) -> Cycle:
-    """A cycle that waits for an improver."""
-    cycle = Cycle(
-        id=new_id(),
-        created_at=now(),
-        recipe="gift4code",
-        trigger="console",
-        state=CycleState.QUEUED,
-        stage="",
-        settings={},
-        directory="",
-    )
-    store.add_cycle(cycle)
-    return cycle
