@@ -1,9 +1,10 @@
 """Ask a model through an OpenAI-compatible API: base URL and model name, nothing more.
 
 Talks to the Journeyman server, like any client, with `store: false` so that the cycle's own
-requests never enter the record it learns from. Requests run side by side up to a bound, so that
-the engine batches them. An engine that restarts in the middle of a cycle (503, lost connection) is
-waited for. It does not know what a program or a verdict is: that is `attempts`.
+requests never enter the record it learns from, and a `priority` by which users go first. Requests
+run side by side up to a bound, so that the engine batches them. An engine that restarts in the
+middle of a cycle (503, lost connection) is waited for. It does not know what a program or a verdict
+is: that is `attempts`.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ LONGEST_PAUSE_S = 15.0
 TELL_S = 10.0
 BEHIND = 10
 """The priority of our requests, vLLM's and the server's: users, who send none, go first."""
+USERS_FIRST = "users_first"
+"""The server's word for: others are being answered, come again."""
 SAMPLES_PER_REQUEST = 8
 """More are asked in several requests, so that one slow request does not hold many back."""
 
@@ -234,6 +237,8 @@ class Policy:
                 problem = _problem(response)
                 if response.status_code not in WORTH_RETRYING:
                     raise PolicyError(f"{self.url} refused: {problem}")
+                if _code(response) == USERS_FIRST:  # it answers, and not us yet
+                    give_up, pause = time.monotonic() + self._patience_s, 0.25
                 wait = max(pause, _retry_after(response))
             if time.monotonic() + wait > give_up:
                 raise PolicyUnavailable(f"{self.url} did not answer: {problem}")
@@ -275,6 +280,13 @@ def _problem(response: httpx.Response) -> str:
         return f"{response.status_code} {response.json()['error']['message']}"
     except (ValueError, KeyError, TypeError):
         return f"{response.status_code} {response.text[:200]}"
+
+
+def _code(response: httpx.Response) -> str | None:
+    try:
+        return str(response.json()["error"]["code"])
+    except (ValueError, KeyError, TypeError):
+        return None
 
 
 def _retry_after(response: httpx.Response) -> float:

@@ -13,6 +13,7 @@ ServerError                      base; rendered by one handler (`server.app`)
 │   ├── SandboxUnavailable       the sandbox failed; nothing is said of the program
 │   ├── RecordUnavailable        the answer could not be made durable, so it is not given
 │   ├── Overloaded               too many requests are in flight
+│   ├── UsersFirst               it goes behind others, and they are still about
 │   └── ShuttingDown             the server is stopping
 └── EngineRefusal         4xx    the engine's own answer, passed on in its own words
 """
@@ -160,6 +161,13 @@ class Overloaded(Unavailable):
     """Too many requests are in flight."""
 
     code = "overloaded"
+    retry_after_s = 1
+
+
+class UsersFirst(Unavailable):
+    """The request goes behind those of others (`priority`), and waited long for them."""
+
+    code = "users_first"
     retry_after_s = 1
 
 

@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 
 from starlette.requests import Request
 
-from server.errors import BadRequest, Overloaded, TooLarge
+from server.errors import BadRequest, Overloaded, TooLarge, UsersFirst
 
 _NUL = rb"\u0000"
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
@@ -24,6 +24,8 @@ _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 QUIET_S = 30.0
 """Nobody is about when nobody has asked for so long."""
+WAIT_S = 60.0
+"""The longest that a request waits behind others before it is told to come again."""
 
 
 class Gate:
@@ -82,14 +84,21 @@ class Gate:
 
         While somebody is about, only a few such run at once and the others wait; so a cycle that
         samples neither stops nor fills the engine's batch before users come.
+
+        Raises:
+            UsersFirst: it has waited for `WAIT_S`, longer than which many clients would not.
         """
         self._behind += 1
         self.waiting += 1
+        give_up = self._clock() + WAIT_S
         try:
             while (again_s := self._wait_s()) is not None:
+                left_s = give_up - self._clock()
+                if left_s <= 0:
+                    raise UsersFirst("others are being answered first; try again in a moment")
                 self._changed.clear()
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(self._changed.wait(), again_s)
+                    await asyncio.wait_for(self._changed.wait(), min(again_s, left_s))
             self._running_behind += 1
         except BaseException:
             self._behind -= 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 
+import httpx
 import pytest
 
 from improver.errors import PolicyError, PolicyUnavailable
@@ -69,3 +70,20 @@ async def test_the_base_model_and_the_champion_are_found(server: StubServer) -> 
     async with Policy(server.url) as policy:
         assert await policy.base_model() == BASE
         assert await policy.champion_version() == 0
+
+
+async def test_waiting_for_users_costs_no_patience() -> None:
+    asked = 0
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        nonlocal asked
+        asked += 1
+        if asked <= 4:
+            error = {"message": "others first", "code": "users_first"}
+            return httpx.Response(503, json={"error": error}, headers={"retry-after": "0"})
+        return httpx.Response(200, json={"data": []})
+
+    transport = httpx.MockTransport(answer)
+    async with Policy("http://x", patience_s=0.4, transport=transport) as policy:
+        assert await policy.models() == {}  # four pauses of 0.25 s
+    assert asked == 5

@@ -6,6 +6,10 @@ import asyncio
 import socket
 from concurrent.futures import ThreadPoolExecutor
 
+import pytest
+
+from server import limits
+from server.errors import UsersFirst
 from server.limits import Gate
 from tests.server.conftest import Running
 
@@ -171,3 +175,20 @@ def test_users_do_not_wait_for_what_goes_behind_them(server: Running) -> None:
         assert server.chat().status_code == 200
         assert len(server.engine.bodies()) <= 4
         assert {one.result().status_code for one in asked} == {200}
+
+
+async def test_one_that_waited_for_too_long_is_told_to_come_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(limits, "WAIT_S", 0.05)
+    end, running = asyncio.Event(), list[int]()
+    gate = Gate(16)
+    gate.enter()
+    first = asyncio.create_task(_behind(gate, running, 0, end))
+    second = asyncio.create_task(_behind(gate, running, 1, end))
+    with pytest.raises(UsersFirst):
+        await second
+    gate.leave(behind=True)  # as the middleware does
+    end.set()
+    await first
+    assert (gate.waiting, gate.in_flight) == (0, 1)
