@@ -39,12 +39,12 @@ from ops.errors import NotFound
 from ops.records import (
     Attempt,
     Execution,
-    Feedback,
     FeedbackSource,
     Interaction,
     Json,
     Metric,
     Source,
+    new_feedback,
     new_id,
     now,
 )
@@ -249,15 +249,12 @@ def _recording(interaction_id: str, entry: Entry, verification: Verification | N
         attempts=[attempt],
         executions=[] if verification is None else [_execution(attempt, verification)],
         feedback=[
-            Feedback(
-                id=new_id(),
-                created_at=at,
-                updated_at=at,
+            new_feedback(
+                metric,
+                value,
+                FeedbackSource.HUMAN,
                 interaction_id=interaction_id,
-                episode_id=None,
-                metric=metric,
-                value=value,
-                source=FeedbackSource.HUMAN,
+                at=at,
                 identifier=IDENTIFIER,
                 user=entry.user,
             )

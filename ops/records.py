@@ -264,6 +264,37 @@ class Feedback:
     tags: dict[str, str] = field(default_factory=dict)
 
 
+def new_feedback(
+    metric: str,
+    value: bool | float | str,
+    source: FeedbackSource,
+    *,
+    interaction_id: str | None = None,
+    episode_id: str | None = None,
+    at: datetime | None = None,
+    choice_index: int = 0,
+    identifier: str = "",
+    user: str | None = None,
+    tags: dict[str, str] | None = None,
+) -> Feedback:
+    """Return feedback under an id of its own, given at a time (now)."""
+    at = at or now()
+    return Feedback(
+        id=new_id(),
+        created_at=at,
+        updated_at=at,
+        interaction_id=interaction_id,
+        episode_id=episode_id,
+        metric=metric,
+        value=value,
+        source=source,
+        choice_index=choice_index,
+        identifier=identifier,
+        user=user,
+        tags=tags or {},
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class LiveAnswer:
     """What a trial on live traffic looks at of an interaction."""

@@ -15,7 +15,7 @@ from typing import Any
 
 from ops import metrics
 from ops.errors import NotFound
-from ops.records import Feedback, FeedbackSource, new_id, now
+from ops.records import Feedback, FeedbackSource, new_feedback, now
 from ops.store import Recording
 from server.auth import Identity
 from server.calls import bare_id
@@ -114,16 +114,12 @@ async def keep(
 
 
 def _row(item: FeedbackIn) -> Feedback:
-    at = now()
-    return Feedback(
-        id=new_id(),
-        created_at=at,
-        updated_at=at,
+    return new_feedback(
+        item.metric_name,
+        float(item.value) if type(item.value) is int else item.value,
+        FeedbackSource(item.source),
         interaction_id=bare_id(item.inference_id) if item.inference_id is not None else None,
         episode_id=item.episode_id,
-        metric=item.metric_name,
-        value=float(item.value) if type(item.value) is int else item.value,
-        source=FeedbackSource(item.source),
         choice_index=item.choice_index,
         identifier=item.identifier,
         user=item.user,
@@ -194,15 +190,12 @@ def from_metadata(state: State, interaction_id: str, metadata: dict[str, str]) -
     at = now()
     stated = {name: _read(name, text) for name, text in metadata.items() if name in METRIC_TYPES}
     rows = [
-        Feedback(
-            id=new_id(),
-            created_at=at,
-            updated_at=at,
+        new_feedback(
+            name,
+            value,
+            FeedbackSource.HUMAN,
             interaction_id=interaction_id,
-            episode_id=None,
-            metric=name,
-            value=value,
-            source=FeedbackSource.HUMAN,
+            at=at,
             identifier=METADATA_IDENTIFIER,
         )
         for name, value in stated.items()

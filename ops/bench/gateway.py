@@ -2,14 +2,21 @@
 
     python ops/bench/gateway.py [--rate 100] [--seconds 10] [--streams 1000] [--rows 0]
                                 [--litellm DIR] [--data DIR]
+    python ops/bench/gateway.py --engine URL [--rounds 10] [--at-once 4] [--tokens 64]
 
 The engine is a mock that answers at once, so what is measured is all ours; recording is on. The
 ways are measured in turns within one run, so that ratios hold where absolute numbers do not. CPU
 time per request is read from the kernel and hardly feels other load. `--litellm` names an
 environment with `litellm[proxy]`; one that is not there is made, which needs a package index.
-`--rows` fills the record first. An answer is durable before its last byte leaves, so no request can
+With `--rows` a second server takes part, whose record holds so many interactions; the first one's
+holds 10. An answer is durable before its last byte leaves, so no request can
 be faster than the disk's flush, which is measured beside it; `--data /dev/shm` shows what is left
-without a disk. Not measured here: a real engine, several replicas.
+without a disk.
+
+With `--engine` a running vLLM is asked instead, directly and through a server of ours, in turns:
+streams of the same length, so many at once. Each round gives a ratio of tokens per second and one
+of the time to the first token; what is told is their median, with an interval by bootstrap over
+rounds. Not measured here: several replicas.
 """
 
 from __future__ import annotations
@@ -19,6 +26,7 @@ import asyncio
 import contextlib
 import json
 import os
+import random
 import socket
 import statistics
 import subprocess
@@ -46,6 +54,8 @@ BODY = {"model": MODEL, "messages": [{"role": "user", "content": ASKED}], "max_t
 CHUNKS, CHUNK_S = 20, 0.25
 TICK = os.sysconf("SC_CLK_TCK")
 ROUNDS = 5
+FEW = 10
+"""Interactions in a record that counts as empty."""
 JSON = dict[str, Any]
 
 
@@ -322,10 +332,14 @@ def fill(url: str, rows: int) -> None:
 @contextlib.asynccontextmanager
 async def journeyman(folder: Path, engine: str, streams: int, rows: int) -> AsyncIterator[Way]:
     """A server of its own, recording into `folder`."""
-    if rows:
+    folder.mkdir()
+    if rows > FEW:
         began = time.perf_counter()
         fill(f"sqlite:///{folder / 'journeyman.db'}", rows)
-        print(f"{rows} interactions in the record after {time.perf_counter() - began:.0f} s")
+        took, size = time.perf_counter() - began, (folder / "journeyman.db").stat().st_size
+        print(f"{rows} interactions after {took:.0f} s, {size / 2**20:.0f} MiB")
+    elif rows:
+        fill(f"sqlite:///{folder / 'journeyman.db'}", rows)
     port, log = _free_port(), folder / "server.log"
     settings = {
         "JOURNEYMAN_SERVER__PORT": str(port),
@@ -337,7 +351,8 @@ async def journeyman(folder: Path, engine: str, streams: int, rows: int) -> Asyn
     with _process(command, log, **settings) as process:
         url = f"http://127.0.0.1:{port}"
         await _until_up(process, f"{url}/ready", log)
-        yield Way("through Journeyman", url, model="code", pid=process.pid)
+        name = f"through Journeyman, {rows} rows" if rows > FEW else "through Journeyman"
+        yield Way(name, url, model="code", pid=process.pid)
 
 
 def _litellm(directory: Path) -> Path:
@@ -406,7 +421,7 @@ async def measure(ways: list[Way], options: argparse.Namespace) -> None:
             if way is direct:
                 continue
             more50, more99 = p50 - _ms(direct.latencies_s, 0.5), p99 - _ms(direct.latencies_s, 0.99)
-            ours = way is ways[1]
+            ours = way.name.startswith("through Journeyman")
             note(
                 "  added p50",
                 f"{more50:7.2f} ms",
@@ -423,7 +438,7 @@ async def measure(ways: list[Way], options: argparse.Namespace) -> None:
                 note("  added p50 beyond one flush", f"{more50 - flush50:7.2f} ms")
             note("  CPU per request", f"{cpu[way.name] / len(way.latencies_s) * 1e3:7.2f} ms")
         per_core = {}
-        for way in ways[1:]:
+        for way in [w for w in ways[1:] if " rows" not in w.name]:
             rate, per_core[way.name] = await flat_out(session, way, options.seconds / 2)
             note(f"{way.name}, flat out: requests/s", f"{rate:7.0f}")
             note("  requests per CPU second", f"{per_core[way.name]:7.0f}")
@@ -455,8 +470,93 @@ async def measure(ways: list[Way], options: argparse.Namespace) -> None:
         note("  seconds (the engine's own)", f"{took:.1f} ({CHUNKS * CHUNK_S:.1f})")
 
 
+# --- against a real engine ---------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Round:
+    """What one way did in one round."""
+
+    tokens_per_s: float
+    first_token_s: float
+
+
+async def _streamed(session: aiohttp.ClientSession, way: Way, tokens: int) -> tuple[float, int]:
+    """Ask for one stream; return the seconds to its first token, and how many tokens it had."""
+    # No two prompts begin alike: what the engine remembers of one way must not help the other.
+    asked = f"{random.getrandbits(64):x} {ASKED}"
+    body = {"model": way.model, "messages": [{"role": "user", "content": asked}], "stream": True}
+    body |= {"max_tokens": tokens, "ignore_eos": True, "temperature": 0}
+    body |= {"stream_options": {"include_usage": True}}
+    began, first, made = time.perf_counter(), 0.0, 0
+    async with session.post(f"{way.url}/v1/chat/completions", json=body) as response:
+        response.raise_for_status()
+        async for line in response.content:
+            if not line.startswith(b"data: {"):
+                continue
+            chunk = json.loads(line[6:])
+            made = (chunk.get("usage") or {}).get("completion_tokens", made)
+            if not first and any(c["delta"].get("content") for c in chunk["choices"]):
+                first = time.perf_counter() - began
+    return first, made
+
+
+async def _round(session: aiohttp.ClientSession, way: Way, options: argparse.Namespace) -> Round:
+    began = time.perf_counter()
+    found = await asyncio.gather(
+        *(_streamed(session, way, options.tokens) for _ in range(options.at_once))
+    )
+    took = time.perf_counter() - began
+    return Round(sum(n for _, n in found) / took, statistics.median(s for s, _ in found))
+
+
+def spread(ratios: list[float]) -> tuple[float, float, float]:
+    """The median of paired ratios, and its 95 % interval by bootstrap over rounds."""
+    draw = random.Random(0)
+    medians = sorted(statistics.median(draw.choices(ratios, k=len(ratios))) for _ in range(4000))
+    return statistics.median(ratios), medians[100], medians[3899]
+
+
+async def against(options: argparse.Namespace) -> None:
+    """Measure a real engine, directly and through a server of ours."""
+    engine = options.engine.rstrip("/").removesuffix("/v1")
+    with tempfile.TemporaryDirectory(prefix="gateway-", dir=options.data) as name:
+        async with (
+            aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(600)) as session,
+            journeyman(Path(name) / "record", engine, 0, 0) as ours,
+        ):
+            async with session.get(f"{engine}/v1/models") as response:
+                base = (await response.json())["data"][0]["id"]
+            # One way is asked under the name that the other translates to: one model, one work.
+            ways = [Way("direct", engine, model=base), replace(ours, model=base)]
+            for way in ways:
+                await _round(session, way, options)  # warm
+            rounds: list[list[Round]] = [[], []]
+            for number in range(options.rounds):
+                order = (0, 1) if number % 2 == 0 else (1, 0)
+                for place in order:
+                    rounds[place].append(await _round(session, ways[place], options))
+    for way, found in zip(ways, rounds, strict=True):
+        rate = statistics.median(r.tokens_per_s for r in found)
+        first = statistics.median(r.first_token_s for r in found) * 1000
+        note(f"{way.name}: tokens/s, first token", f"{rate:7.1f} / {first:7.1f} ms")
+    pairs = list(zip(*rounds, strict=True))
+    faster = [b.tokens_per_s / a.tokens_per_s for a, b in pairs]
+    sooner = [a.first_token_s / b.first_token_s for a, b in pairs]
+    for what, ratios in (
+        ("tokens/s, ours to direct", faster),
+        ("first token, direct to ours", sooner),
+    ):
+        middle, low, high = spread(ratios)
+        value = f"{middle:.3f} ({low:.3f} to {high:.3f})"
+        note(f"{what}, {len(pairs)} rounds", value, "at least 0.97", middle >= 0.97)
+
+
 async def main(options: argparse.Namespace) -> None:
     """Start everything, measure, stop everything."""
+    if options.engine:
+        await against(options)
+        return
     print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, Python {sys.version.split()[0]}")
     with tempfile.TemporaryDirectory(prefix="gateway-", dir=options.data) as name:
         folder, port = Path(name), _free_port()
@@ -467,8 +567,10 @@ async def main(options: argparse.Namespace) -> None:
             process = stack.enter_context(_process(command, folder / "mock.log"))
             await _until_up(process, f"{engine}/health", folder / "mock.log")
             ways = [Way("direct", engine)]
-            ours = journeyman(folder, engine, options.streams, options.rows)
-            ways.append(await stack.enter_async_context(ours))
+            for rows in [FEW, options.rows] if options.rows else [FEW]:
+                place = folder / f"record-{rows}"
+                ours = journeyman(place, engine, options.streams, rows)
+                ways.append(await stack.enter_async_context(ours))
             if options.litellm:
                 ways.append(await stack.enter_async_context(rival(folder, engine, options.litellm)))
             await measure(ways, options)
@@ -480,6 +582,10 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=10.0, help="for each way")
     parser.add_argument("--streams", type=int, default=1000, help="streams held open at once")
     parser.add_argument("--rows", type=int, default=0, help="interactions put into the record")
+    parser.add_argument("--engine", help="a running vLLM's address: it is asked, not the mock")
+    parser.add_argument("--rounds", type=int, default=10, help="of each way, with --engine")
+    parser.add_argument("--at-once", type=int, default=4, help="streams of a round, with --engine")
+    parser.add_argument("--tokens", type=int, default=64, help="of a stream, with --engine")
     parser.add_argument("--litellm", type=Path, help="environment of the rival")
     parser.add_argument("--data", type=Path, help="where the record is kept meanwhile")
     parser.add_argument("--mock", type=int, help=argparse.SUPPRESS)

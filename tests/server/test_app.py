@@ -155,3 +155,10 @@ def test_a_method_that_is_not_allowed_is_told_all_that_are(server: Running) -> N
     ):
         response = server.http.put(path)
         assert (response.status_code, response.headers["allow"]) == (405, methods)
+
+
+def test_what_cannot_be_made_through_the_api_is_said_where_it_is_made(server: Running) -> None:
+    for path, where in (("/v1/files", "journeyman import"), ("/v1/evals", "journeyman eval")):
+        response = server.http.post(path, json={})
+        assert response.status_code == 405
+        assert where in response.json()["error"]["message"]
