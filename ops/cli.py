@@ -136,6 +136,17 @@ def up(
 
 
 @app.command()
+def engine(data_dir: DataDir = None, config: ConfigFile = None) -> None:
+    """Run the engine alone: vLLM with model and options, as `up` starts it."""
+    settings = _settings(config, data_dir)
+    build = services.engine_build()
+    model = models.resolve(settings.engine.model, say=_say)
+    service = services.engine(settings, model, build)
+    sys.stdout.flush()
+    os.execvpe(service.command[0], [*service.command], {**os.environ, **service.environment})
+
+
+@app.command()
 def serve(data_dir: DataDir = None, config: ConfigFile = None) -> None:
     """Run the server alone, against the engine of the settings."""
     _become(_settings(config, data_dir), services.SERVER, [])
@@ -672,7 +683,7 @@ def models_get(
     json: AsJson = False,
 ) -> None:
     """Make a model ready on this disk, and say where it lies."""
-    model = models.resolve(name, say=lambda line: print(line, file=sys.stderr, flush=True))
+    model = models.resolve(name, say=_say)
     reports.show(models.as_json(model), as_json=json, text=reports.pairs_text)
 
 
@@ -785,6 +796,10 @@ def _become(settings: Settings, command: Sequence[str], arguments: Sequence[str]
         environment |= services.api_key(settings)
     sys.stdout.flush()
     os.execvpe(command[0], [*command, *arguments], environment)
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 def _is_alive(pid: int) -> bool:

@@ -20,11 +20,13 @@ from typing import Any, ClassVar
 import pytest
 from typer.testing import CliRunner, Result
 
-from ops import cli, doctor, keys, processes, services, swaps
+from ops import cli, doctor, keys, models, processes, services, swaps
 from ops.doctor import Check
 from ops.errors import Conflict, NotFound, RegistryError, SettingsError
+from ops.models import Model
 from ops.records import Adapter, Alias, CycleState, Heartbeat, Metric, SwapReceipt, new_id, now
 from ops.registry import Registry
+from ops.settings import load
 from ops.store import Recording, Store
 from tests.ops import records
 
@@ -381,6 +383,22 @@ def test_other_packages_are_started_by_command(
     assert tuple(command[1:3]) == ("-m", becomes[0])
     assert tuple(command[3 : 2 + len(becomes)]) == becomes[1:]
     assert environment["JOURNEYMAN_DATA_DIR"] == str(tmp_path / "else")
+
+
+def test_the_engine_alone_is_what_up_would_start(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Any] = []
+    build = services.EngineBuild(device="cpu", version="0.32.0")
+    model = Model(name="Tiny", directory=tmp_path, sha256="ff", origin="here")
+    monkeypatch.setattr(services, "engine_build", lambda: build)
+    monkeypatch.setattr(models, "resolve", lambda name, say: model)
+    monkeypatch.setattr(os, "execvpe", lambda *given: seen.append(given))
+    assert run("engine").exit_code == 0
+    [(_, command, environment)] = seen
+    wanted = services.engine(load(), model, build)
+    assert tuple(command) == wanted.command
+    assert wanted.environment.items() <= environment.items()
 
 
 def test_the_operator_s_runtime_goes_along_and_one_given_by_hand_wins(
