@@ -1,6 +1,7 @@
 """Find what can be learned from in the record: failed interactions with words about them.
 
-Reads the store in pages, newest first, people's words before a program's. For the server's own
+Reads the store in pages, newest first, people's words before a program's, and no more than
+so many requests however long the record is. For the server's own
 failures that nobody commented on, feedback is made from the first failing visible example and kept
 in the store as what it is: `FeedbackSource.MACHINE`. What only hidden examples know never becomes
 feedback. Which of the cases teach anything is a recipe's business.
@@ -9,26 +10,20 @@ feedback. Which of the cases teach anything is a recipe's business.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 
 from improver.types import Case
-from ops.records import (
-    Execution,
-    Feedback,
-    FeedbackSource,
-    Interaction,
-    Json,
-    Metric,
-    Source,
-    new_id,
-    now,
-)
-from ops.store import Store
+from ops.records import Execution, Feedback, FeedbackSource, Json, Metric, Source, new_feedback
+from ops.store import Recording, Store
 
 MACHINE = "journeyman:first-failing-example"
 """Identifier of machine feedback: making it again overwrites it."""
 PAGE = 200
+LOOKED_AT_PER_CASE = 10
+"""Failures nobody spoke of that are looked at, for each case that is wanted: of most nothing can be
+said, and a record may hold a million."""
 LEAST_WORDS = 3
 MESSAGE_CHARS = 600
 
@@ -66,38 +61,39 @@ def collect_cases(
     """
     found = Collected()
     seen: set[str] = set()
-    for interaction in _failed(store, with_feedback=Metric.COMMENT):
+    for recording in _failed(store, with_feedback=Metric.COMMENT):
         if len(found.cases) >= limit:
             return found
-        if _take(store, interaction, found, machine=False, keep=keep):
-            seen.add(interaction.id)
+        if _take(store, recording, found, machine=False, keep=keep):
+            seen.add(recording.interaction.id)
     if not machine_feedback:
         return found
-    for interaction in _failed(store, with_feedback=None):
+    for recording in islice(_failed(store, with_feedback=None), LOOKED_AT_PER_CASE * limit):
         if len(found.cases) >= limit:
             return found
+        interaction = recording.interaction
         if interaction.id not in seen and interaction.source is Source.SERVED:
-            _take(store, interaction, found, machine=True, keep=keep)
+            _take(store, recording, found, machine=True, keep=keep)
     return found
 
 
-def _failed(store: Store, *, with_feedback: str | None) -> Iterator[Interaction]:
+def _failed(store: Store, *, with_feedback: str | None) -> Iterator[Recording]:
     before = None
     while True:
         page = store.interactions(
             limit=PAGE, before=before, verified=False, with_feedback=with_feedback
         )
-        yield from page
+        yield from store.recordings(page)
         if len(page) < PAGE:
             return
         before = page[-1].id
 
 
 def _take(
-    store: Store, interaction: Interaction, found: Collected, *, machine: bool, keep: bool
+    store: Store, recording: Recording, found: Collected, *, machine: bool, keep: bool
 ) -> bool:
     """Make a case of an interaction; False when it is left to the round of machine feedback."""
-    given = store.feedback(interaction.id)
+    interaction, given = recording.interaction, recording.feedback
     words = _words(given)
     if not machine and words is not None and words.source is FeedbackSource.MACHINE:
         return False
@@ -106,7 +102,7 @@ def _take(
         found.skipped["no specification"] += 1
         return True
     choice = words.choice_index if words is not None else 0
-    attempts = store.attempts(interaction.id)
+    attempts = recording.attempts
     wrong = next((a for a in attempts if a.choice_index == choice and a.program), None)
     if wrong is None or wrong.program is None:
         found.skipped["no program in the answer"] += 1
@@ -118,7 +114,7 @@ def _take(
         # Of equal programs one was run, for all of them.
         runs = [
             run
-            for run in store.executions(interaction.id)
+            for run in recording.executions
             if run.attempt_id is not None and run.program_sha256 == wrong.program_sha256
         ]
         text = machine_words(runs[0]) if runs else None
@@ -151,7 +147,7 @@ def _take(
     return True
 
 
-def _words(given: list[Feedback]) -> Feedback | None:
+def _words(given: Sequence[Feedback]) -> Feedback | None:
     """The comment to learn from: a person's before a program's, the latest of several."""
     comments = [
         f for f in given if f.metric == Metric.COMMENT and len(str(f.value).split()) >= LEAST_WORDS
@@ -184,15 +180,11 @@ def _sentence(what: str) -> str:
 
 
 def _machine_feedback(interaction_id: str, text: str) -> Feedback:
-    return Feedback(
-        id=new_id(),
-        created_at=now(),
-        updated_at=now(),
+    return new_feedback(
+        Metric.COMMENT,
+        text,
+        FeedbackSource.MACHINE,
         interaction_id=interaction_id,
-        episode_id=None,
-        metric=Metric.COMMENT,
-        value=text,
-        source=FeedbackSource.MACHINE,
         identifier=MACHINE,
     )
 

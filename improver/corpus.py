@@ -24,8 +24,8 @@ from pathlib import Path
 
 from improver.errors import ImportFileError
 from improver.types import Origin
-from ops.records import Feedback, Interaction, Json, Metric, Source
-from ops.store import Store
+from ops.records import Interaction, Json, Metric, Source
+from ops.store import Recording, Store
 from sandbox.errors import SpecError
 from sandbox.extract import extract_program, program_sha256
 from sandbox.spec import Spec, Test, derive_spec, parse_spec
@@ -38,6 +38,7 @@ ID_FIELDS = ("id", "task_id", "question_id")
 LEAST_CODE_CHARS = 20
 MAX_CODE_CHARS = 4000
 MAX_FILE_BYTES = 64 << 20
+PAGE = 200
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -306,23 +307,24 @@ def of_record(store: Store, *, limit: int = 2000, before: datetime | None = None
 
     Args:
         store: The record.
-        limit: The most snippets.
+        limit: The most requests looked at; those with people's words first, of each group the
+            newest.
         before: Requests made later are left aside.
     """
     corpus = Corpus()
     seen: set[str] = set()
     groups = (
-        store.iter_interactions(with_feedback=Metric.DEMONSTRATION),
-        store.iter_interactions(with_feedback=Metric.ACCEPTED),
-        store.iter_interactions(verified=True),
+        newest(store, before, with_feedback=Metric.DEMONSTRATION),
+        newest(store, before, with_feedback=Metric.ACCEPTED),
+        newest(store, before, verified=True),
     )
-    for interaction in (one for group in groups for one in group):
-        if len(corpus.snippets) >= limit:
+    for recording in (one for group in groups for one in group):
+        if len(seen) >= limit:
             break
-        if interaction.id in seen or (before is not None and interaction.created_at > before):
+        if recording.interaction.id in seen:
             continue
-        seen.add(interaction.id)
-        found = _of_interaction(interaction, store.feedback(interaction.id), store)
+        seen.add(recording.interaction.id)
+        found = _of_recording(recording)
         if isinstance(found, str):
             corpus.skipped[found] += 1
         else:
@@ -330,14 +332,34 @@ def of_record(store: Store, *, limit: int = 2000, before: datetime | None = None
     return corpus
 
 
+def newest(
+    store: Store,
+    before: datetime | None,
+    *,
+    with_feedback: str | None = None,
+    verified: bool | None = None,
+) -> Iterator[Recording]:
+    """Interactions with all that belongs to them, newest first; in pages: memory stays flat."""
+    last = None
+    while True:
+        page = store.interactions(
+            limit=PAGE, before=last, with_feedback=with_feedback, verified=verified
+        )
+        yield from store.recordings(
+            [one for one in page if before is None or one.created_at <= before]
+        )
+        if len(page) < PAGE:
+            return
+        last = page[-1].id
+
+
 def is_request(interaction: Interaction) -> bool:
     """Whether its messages ask for something; text to be completed is no request."""
     return interaction.source is not Source.CLIENT and interaction.endpoint != "/v1/completions"
 
 
-def _of_interaction(
-    interaction: Interaction, given: Sequence[Feedback], store: Store
-) -> Snippet | str:
+def _of_recording(recording: Recording) -> Snippet | str:
+    interaction, given = recording.interaction, recording.feedback
     try:
         spec = parse_spec(interaction.spec or {})
     except SpecError:
@@ -365,7 +387,7 @@ def _of_interaction(
         return "answer was refused"
     if interaction.verified is False:
         return "answer failed its checks"
-    attempts = store.attempts(interaction.id)
+    attempts = recording.attempts
     choice = verdicts[-1].choice_index if verdicts else 0
     chosen = next((a for a in attempts if a.choice_index == choice and a.program), None)
     if chosen is None or chosen.program is None:

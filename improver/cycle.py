@@ -712,13 +712,15 @@ class CycleRun:
 
     async def _do(self, name: str, words: str, work: Callable[[Path], Awaitable[Json]]) -> None:
         began, tokens = time.monotonic(), self.means.policy.tokens
+        busy_s = self.means.policy.busy_s
         self._move(CycleState.RUNNING, stage=name)
         self._event("info", f"{name}: {words}")
         self.means.show.stage(name, words)
         with tracing.span(name, cycle_id=self.cycle.id):
             found = await work(self.workspace.begin(name))
         seconds = round(time.monotonic() - began, 2)
-        found |= {"seconds": seconds}
+        worked = self.means.policy.busy_s - busy_s + trainer.model_s(found)
+        found |= {"seconds": seconds, "model_s": round(min(worked, seconds), 2)}
         if sampled := self.means.policy.tokens - tokens:
             found |= {
                 "sampled_tokens": sampled,

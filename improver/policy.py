@@ -13,7 +13,8 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
@@ -95,6 +96,9 @@ class Policy:
         self.requests = 0
         self.retries = 0
         self.tokens = 0
+        self.busy_s = 0.0
+        """How long at least one answer was being waited for."""
+        self._in_flight, self._since = 0, 0.0
 
     async def __aenter__(self) -> Self:
         await self._client.__aenter__()
@@ -193,9 +197,22 @@ class Policy:
             return None
         return int((alias.get("adapter") or {}).get("version") or 0)
 
+    @contextmanager
+    def _asking(self) -> Iterator[None]:
+        if not self._in_flight:
+            self._since = time.monotonic()
+        self._in_flight += 1
+        try:
+            yield
+        finally:
+            self._in_flight -= 1
+            if not self._in_flight:
+                self.busy_s += time.monotonic() - self._since
+
     async def _ask(self, body: Json) -> list[Sample]:
         async with self._slots:
-            answer = await self._request("POST", "chat/completions", body)
+            with self._asking():
+                answer = await self._request("POST", "chat/completions", body)
         try:
             choices = answer["choices"]
             usage = answer.get("usage") or {}

@@ -169,6 +169,7 @@ class Run:
             )
         self.encoded = [train.encode(self.tokenizer, row.prompt, _any(row)) for row in fitting]
         self.follow = _Follow(report, [])
+        self._train_s = 0.0
         self.trainer = self._trainer()
 
     def _length(self, row: Preference) -> int:
@@ -242,7 +243,9 @@ class Run:
             self.follow.curve = json.loads((checkpoint / "curve.json").read_text())
         elif self.held_out:
             self.trainer.evaluate()
+        began = time.monotonic()
         self.trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        self._train_s = time.monotonic() - began
 
     def _checkpoint(self) -> Path | None:
         """The last checkpoint that is whole; those that a kill left half are thrown away."""
@@ -288,6 +291,7 @@ class Run:
             "held_out_margin_base": looks[0]["held_out_margin"] if looks else None,
             "held_out_margin": best["held_out_margin"] if best else None,
             "tokens_per_s": losses[-1]["tokens_per_s"],
+            "train_s": round(self._train_s, 1),
             "process_s": round(time.monotonic() - self._began, 1),
             "peak_memory_bytes": train.peak_memory(self.device),
             "device": str(self.device),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from ops.records import Cycle, CycleState, Json
 
 
@@ -31,7 +33,27 @@ def render(cycle: Cycle) -> str:
                 seconds += f", {section['sampled_tokens_per_s']:.0f} sampled tokens/s"
             text = write(section)
             lines += [f"  {word:<10} {text[0]}  [{seconds}]", *(f"{'':<13}{t}" for t in text[1:])]
+    if (spent := time_spent(report)) is not None:
+        share = 1 - spent.model_s / spent.total_s
+        lines.append(f"  {'time':<10} {spent.total_s:.0f} s, {share:.0%} of it outside the model")
     return "\n".join(lines)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spent:
+    """Seconds of a cycle, and those of them in which the model answered, learned or was judged."""
+
+    total_s: float
+    model_s: float
+
+
+def time_spent(report: Json) -> Spent | None:
+    """Add up what a cycle's stages say of their time; None where none of them does."""
+    stages = [part for part in report.values() if isinstance(part, dict) and "model_s" in part]
+    total = sum(float(part["seconds"]) for part in stages)
+    if not total:
+        return None
+    return Spent(total_s=total, model_s=sum(float(part["model_s"]) for part in stages))
 
 
 def _counts(counts: Json) -> str:

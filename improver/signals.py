@@ -21,13 +21,12 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from enum import StrEnum
 
-from improver.corpus import clean, is_request
-from ops.records import Attempt, Execution, Feedback, Interaction, Json, Metric
-from ops.store import Store
+from improver.corpus import clean, is_request, newest
+from ops.records import Attempt, Execution, Feedback, Json, Metric
+from ops.store import Recording, Store
 from sandbox.extract import program_sha256
 from sandbox.types import INFRASTRUCTURE
 
-PAGE = 200
 WORDS = (Metric.ACCEPTED, Metric.TESTS_PASSED)
 """Metrics that say yes or no of one answer."""
 
@@ -97,48 +96,33 @@ def collect_signals(store: Store, *, limit: int, before: datetime | None = None)
     alone: list[Signal] = []
     seen: set[str] = set()
     groups = (
-        *(_pages(store, with_feedback=metric) for metric in (Metric.DEMONSTRATION, *WORDS)),
-        _pages(store, verified=True),
+        *(newest(store, before, with_feedback=one) for one in (Metric.DEMONSTRATION, *WORDS)),
+        newest(store, before, verified=True),
     )
-    for interaction in (one for group in groups for one in group):
+    for recording in (one for group in groups for one in group):
         if found.looked_at >= limit:
             break
-        if interaction.id in seen or (before is not None and interaction.created_at > before):
+        interaction = recording.interaction
+        if interaction.id in seen:
             continue
         seen.add(interaction.id)
         found.looked_at += 1
         if not is_request(interaction):
             found.skipped["no request"] += 1
             continue
-        for signal in _of_interaction(interaction, store, found.skipped):
+        for signal in _of_recording(recording, found.skipped):
             (found.signals if signal.is_pair else alone).append(signal)
     found.signals += _matched(alone)
     return found
 
 
-def _pages(
-    store: Store, *, with_feedback: str | None = None, verified: bool | None = None
-) -> Iterator[Interaction]:
-    last = None
-    while True:
-        page = store.interactions(
-            limit=PAGE, before=last, with_feedback=with_feedback, verified=verified
-        )
-        yield from page
-        if len(page) < PAGE:
-            return
-        last = page[-1].id
-
-
-def _of_interaction(
-    interaction: Interaction, store: Store, skipped: Counter[str]
-) -> Iterator[Signal]:
-    attempts = [one for one in store.attempts(interaction.id) if one.program]
+def _of_recording(recording: Recording, skipped: Counter[str]) -> Iterator[Signal]:
+    interaction, given = recording.interaction, recording.feedback
+    attempts = [one for one in recording.attempts if one.program]
     if not attempts:
         skipped["no program in the answer"] += 1
         return
-    given = store.feedback(interaction.id)
-    passed = _passed(store.executions(interaction.id))
+    passed = _passed(recording.executions)
     base = Signal(
         kind=Kind.EDIT,
         messages=interaction.messages,

@@ -357,6 +357,7 @@ class Progress:
     tokens: int = 0
     padded_tokens: int = 0
     busy_s: float = 0.0
+    looked_s: float = 0.0
     evaluations: int = 0
     best_loss: float = math.inf
     best_step: int = 0
@@ -458,8 +459,9 @@ class Run:
         self._note({"loss": total, "learning_rate": rate})
 
     def _evaluate(self) -> None:
-        progress = self.progress
+        progress, began = self.progress, time.monotonic()
         loss = mean_loss(self.model, self.held_out, self.device, self.job.microbatch_tokens)
+        progress.looked_s += time.monotonic() - began
         progress.evaluations += 1
         # Looks at the untouched base and before the last phase: marks on the curve, no candidates.
         candidate = progress.step > self.plan.last_phase
@@ -546,6 +548,7 @@ class Run:
             "tokens_per_s": round(progress.tokens / max(progress.busy_s, 1e-9), 1),
             "padding_share": round(1 - progress.tokens / max(progress.padded_tokens, 1), 3),
             "train_s": round(progress.busy_s, 1),
+            "held_out_s": round(progress.looked_s, 1),
             "process_s": round(time.monotonic() - self._began, 1),
             "peak_memory_bytes": peak_memory(self.device),
             "device": str(self.device),

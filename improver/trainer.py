@@ -132,6 +132,8 @@ async def _sweep(directory: Path, job: TrainJob, step: Step) -> tuple[TrainJob, 
                 "held_out_loss_base": found["held_out_loss_base"],
                 "held_out_loss": found["held_out_loss"],
                 "steps": found["steps"],
+                "train_s": found.get("train_s", 0.0),
+                "held_out_s": found.get("held_out_s", 0.0),
             }
         )
     judged = [one for one in tried if one["held_out_loss"] is not None]
@@ -154,7 +156,15 @@ async def _prefer(directory: Path, job: TrainJob, report: Json, step: Step) -> J
     told = await step(folder, job, "improver.prefer")
     shutil.copytree(folder / "adapter", directory / "adapter", dirs_exist_ok=True)
     too_long = [*report.get("rows_too_long", []), *told["rows_too_long"]]
-    return {**(report or told), "rows_too_long": too_long, "preferred": told}
+    # Where nothing was imitated, what is said of the training is what is said of the preferences.
+    first = report or {**told, "train_s": 0.0}
+    return {**first, "rows_too_long": too_long, "preferred": told}
+
+
+def model_s(report: Json) -> float:
+    """How long the model learned and was looked at, of a report; loading it is not in that."""
+    parts = [report, report.get("preferred", {}), *report.get("sweep", {}).get("tried", ())]
+    return sum(float(part.get("train_s", 0)) + float(part.get("held_out_s", 0)) for part in parts)
 
 
 def _lines(path: Path) -> list[str]:

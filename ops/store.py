@@ -903,6 +903,42 @@ class Store:
             query = query.where(executions.c.source != Source.CLIENT)
         return self._select(Execution, query.order_by(executions.c.id))
 
+    def recordings(self, of: Sequence[Interaction]) -> list[Recording]:
+        """Return interactions with all that belongs to them, in their order: three queries in all.
+
+        What clients report of runs elsewhere is left out, as in `executions`.
+        """
+        ids = [interaction.id for interaction in of]
+        wrote = self._of(Attempt, attempts, ids, attempts.c.attempt_index)
+        ours = executions.c.source != Source.CLIENT
+        ran = self._of(Execution, executions, ids, executions.c.id, ours)
+        said = self._of(Feedback, feedback, ids, feedback.c.id)
+        return [
+            Recording(
+                interaction=one,
+                attempts=wrote.get(one.id, ()),
+                executions=ran.get(one.id, ()),
+                feedback=said.get(one.id, ()),
+            )
+            for one in of
+        ]
+
+    def _of(
+        self,
+        record: type[R],
+        table: sa.Table,
+        ids: Sequence[str],
+        order: sa.ColumnElement[Any],
+        *where: sa.ColumnElement[bool],
+    ) -> dict[str, list[R]]:
+        """The rows that belong to some interactions, by the interaction's id."""
+        found: dict[str, list[R]] = {}
+        for part in _parts(ids):
+            query = sa.select(table).where(table.c.interaction_id.in_(part), *where)
+            for row in self._select(record, query.order_by(order)):
+                found.setdefault(row.interaction_id, []).append(row)  # type: ignore[attr-defined]
+        return found
+
     def add_execution(self, execution: Execution) -> None:
         """Write an execution that belongs to no attempt.
 

@@ -70,6 +70,27 @@ def test_a_recording_comes_back_as_it_went_in(store: Store) -> None:
     assert store.executions(recording.interaction.id) == list(recording.executions)
 
 
+def test_recordings_come_with_all_that_belongs_to_them(store: Store) -> None:
+    made = [records.interaction() for _ in range(3)]
+    store.add([Recording(interaction=one) for one in made[:1]])
+    runs = []
+    for one in made[1:]:
+        attempts = [records.attempt(one, attempt_index=index) for index in (1, 0)]
+        runs = [records.execution(attempts[0])]
+        store.add([Recording(interaction=one, attempts=attempts, executions=runs)])
+    reported = records.execution(records.attempt(made[2]), attempt_id=None, source=Source.CLIENT)
+    store.add_execution(reported)
+    said = records.comment(made[2])
+    store.put_feedback([said])
+    found = store.recordings([made[2], made[0], made[1]])
+    assert [one.interaction.id for one in found] == [made[2].id, made[0].id, made[1].id]
+    assert [a.attempt_index for a in found[0].attempts] == [0, 1]
+    assert [e.id for e in found[0].executions] == [e.id for e in runs], "no word of a client's"
+    assert list(found[0].feedback) == [said]
+    assert not found[1].attempts
+    assert store.recordings([]) == []
+
+
 def test_times_keep_their_instant_whatever_their_zone(store: Store) -> None:
     at = datetime(2026, 11, 21, 1, 30, tzinfo=timezone(timedelta(hours=5)))
     recording = _recorded(store, created_at=at)

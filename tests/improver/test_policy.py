@@ -35,6 +35,16 @@ async def test_requests_run_side_by_side_up_to_a_bound(server: StubServer) -> No
     assert server.most_in_flight == 4
 
 
+async def test_time_is_busy_while_any_answer_is_awaited(server: StubServer) -> None:
+    server.delay_s = 0.1
+    async with Policy(server.url, patience_s=1.0) as policy:
+        assert policy.busy_s == 0.0
+        await policy.models()
+        ask = {"temperature": 0.0, "max_tokens": 5}
+        await policy.sample([{"role": "user", "content": "x"}], n=24, **ask)
+        assert 0.1 <= policy.busy_s < 0.9, "three requests side by side count once"
+
+
 async def test_a_restarting_server_is_waited_for(server: StubServer) -> None:
     server.unavailable = 2
     async with Policy(server.url, patience_s=10) as policy:
