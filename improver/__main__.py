@@ -313,7 +313,7 @@ async def _import(settings: Settings, given: argparse.Namespace, console: Consol
                     store,
                     pool,
                     _scrubber(settings),
-                    on_row=lambda: progress.advance(bar)
+                    on_row=lambda: progress.advance(bar),
                 )
     finally:
         store.close()
@@ -430,7 +430,7 @@ def _niceness() -> int:
 
 async def _daemon(settings: Settings) -> int:
     # What is sampled and judged steps back too, and training further still (`improver.trainer`).
-    os.setpriority(os.PRIO_PROCESS, 0, max(settings.improver.nice // 2, _niceness()))
+    os.nice(settings.improver.nice // 2)
     step_back(os.getpid(), settings.improver.nice // 2)
     store = Store.open(settings.store_url)
     idle: Idle | None = None

@@ -2,9 +2,10 @@
 
 Read from the engine's own metrics: no request runs or waits, and none ended since the last look
 (a short one lies between two looks). A cycle asks the engine itself while it builds rows and
-examines, so users cannot be told from it then: in an idle window a cycle begins, and its training,
-the one stage that asks nobody and takes the whole machine, is stopped when users come back and goes
-on from its checkpoint in the next window. An engine that does not answer opens no window and stops
+examines, so users cannot be told from it then, and need not be: there the server lets them go first
+(`server.limits`). In an idle window a cycle begins, and its training, the one stage that asks
+nobody and takes the whole machine, is stopped when users come back and goes on from its checkpoint
+in the next window. An engine that does not answer opens no window and stops
 nothing.
 """
 
