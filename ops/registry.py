@@ -148,11 +148,20 @@ class Registry:
         """Read the adapter's files again and return their directory.
 
         Raises:
-            ArtifactError: they are gone, incomplete or altered.
+            ArtifactError: they are gone, incomplete or altered, or lie somewhere else.
         """
-        path = Path(adapter.directory)
+        path = self._place(adapter)
         if artifacts.verify(path) != adapter.sha256:
             raise ArtifactError(f"{path} is not the content of {adapter.name}")
+        return path
+
+    def _place(self, adapter: Adapter) -> Path:
+        """Where an adapter lies: a directory of ours, and no way out of it."""
+        path = Path(adapter.directory)
+        if path.parent.resolve() != self._directory.resolve() or ".." in path.parts:
+            raise ArtifactError(f"{path} is not in {self._directory}")
+        if path.is_symlink():
+            raise ArtifactError(f"{path} is a link")
         return path
 
     def get(self, version: int) -> Adapter:
@@ -483,6 +492,7 @@ class Registry:
 
         Raises:
             RegistryError: an alias points at it, or its state does not allow it.
+            ArtifactError: its row names files that are not the registry's; nothing was changed.
             Conflict: somebody else moved it meanwhile; nothing was changed.
         """
         adapter = self.get(version)
@@ -491,8 +501,9 @@ class Registry:
         if pointing:
             raise RegistryError(f"{adapter.name} is the {pointing[0]} and cannot be erased")
         change = _transition(adapter, adapter.state, AdapterState.ERASED, actor, reason, {})
+        place = self._place(adapter)
         self._store.transition([change], unpointed=version)
-        self._remove(Path(adapter.directory))
+        self._remove(place)
 
     def expendable(self, *, keep_recent: int, keep_best: int) -> list[Adapter]:
         """Return the versions that retention would erase, newest first.
@@ -528,7 +539,8 @@ class Registry:
         for adapter in self.expendable(keep_recent=keep_recent, keep_best=keep_best):
             try:
                 self.erase(adapter.version, actor=actor, reason=reason)
-            except (Conflict, RegistryError):  # it was promoted or nominated meanwhile
+            except (ArtifactError, Conflict, RegistryError):
+                # It was promoted or nominated meanwhile, or its files are not ours to remove.
                 continue
             erased.append(adapter)
         self.sweep()

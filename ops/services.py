@@ -24,6 +24,7 @@ from ops.errors import ProcessError
 from ops.models import Model
 from ops.records import LORA_TARGETS
 from ops.settings import Settings
+from ops.slots import needed
 
 ENGINE_FLOOR = (0, 31)
 """Older engines mix up adapters of the same name (vllm#47724, vllm#42125)."""
@@ -95,8 +96,10 @@ def engine(settings: Settings, model: Model, build: EngineBuild) -> Service:
     command += ["--dtype", engine_dtype(wanted.dtype, build)]
     command += ["--max-model-len", str(wanted.max_model_len)]
     command += ["--max-num-seqs", str(wanted.max_num_seqs)]
-    command += ["--enable-lora", "--max-loras", str(wanted.max_loras)]
-    command += ["--max-cpu-loras", str(max(wanted.max_cpu_loras, wanted.max_loras))]
+    least = needed(divided=settings.release.canary_share > 0 or settings.release.control_share > 0)
+    device = max(wanted.max_loras, least.device)
+    command += ["--enable-lora", "--max-loras", str(device)]
+    command += ["--max-cpu-loras", str(max(wanted.max_cpu_loras, device, least.host))]
     command += ["--max-lora-rank", str(wanted.max_lora_rank)]
     # Requests of the improver have a lower priority than those of users (`improver.policy`).
     command += ["--scheduling-policy", "priority"]

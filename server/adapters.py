@@ -27,6 +27,7 @@ from ops import metrics, trials
 from ops.errors import ArtifactError, NotFound, OpsError, StoreError
 from ops.records import Adapter, AdapterState, Alias, SwapReceipt, Transition, new_id, now
 from ops.registry import Registry
+from ops.slots import needed
 from ops.store import Store
 from server.engine import Engine, LoadRefused, Model
 from server.errors import EngineRefusal, EngineUnavailable, NotFoundError, ServerError
@@ -412,7 +413,7 @@ class Adapters:
             directory = await asyncio.to_thread(self._registry.verify, adapter)
         with this.phase("preflight"):
             digest = await asyncio.to_thread(self._digest, base.root)
-            await asyncio.to_thread(
+            looked = await asyncio.to_thread(
                 preflight, directory, adapter, max_rank=self._max_rank, base_sha256=digest
             )
         path = str(directory.resolve())
@@ -446,9 +447,30 @@ class Adapters:
             base=base.id,
             base_root=base.root,
         )
-        return _Loaded(
-            served=served, adapter=adapter, probe=asdict(result), phases_s=dict(this.phases_s)
-        )
+        evidence = {
+            **asdict(result),
+            "sha256": adapter.sha256,
+            "preflight": looked,
+            "readback": {"name": found.id, "root": directory.name},
+            "cache_salt": served.salt(None, tenant="default"),
+            "max_loras": await self._slots(),
+        }
+        return _Loaded(served=served, adapter=adapter, probe=evidence, phases_s=dict(this.phases_s))
+
+    async def _slots(self) -> int | None:
+        """How many adapters the engine has room for on its device; too few are complained of."""
+        found = await self._engine.lora_slots()
+        least = needed(divided=self._split is not None or self._rules.canary_share > 0).device
+        if found is not None and found < least:
+            log.warning(
+                "the engine has room for %d adapters at once, %d may be asked: start it with "
+                "--max-loras %d",
+                found,
+                least,
+                least,
+                extra={"action": "slots", "max_loras": found, "needed": least},
+            )
+        return found
 
     async def _load(self, name: str, path: str, listed: dict[str, Model]) -> None:
         """Load an adapter unless the engine has it, from this very path, from before.

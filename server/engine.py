@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -170,6 +171,20 @@ class Engine:
             )
             for entry in listed.get("data", [])
         ]
+
+    async def lora_slots(self) -> int | None:
+        """Return how many adapters fit on the device at once; None where the engine does not say.
+
+        vLLM says so in its metrics, once an adapter has been asked for anything.
+        """
+        timeout = aiohttp.ClientTimeout(total=CONTROL_TIMEOUT_S)
+        try:
+            async with self._open().get(self.url + "/metrics", timeout=timeout) as response:
+                text = await response.text() if response.status == 200 else ""
+        except _FAILURES:
+            return None
+        found = re.search(r'^vllm:lora_requests_info\{[^}]*\bmax_lora="([0-9]+)"', text, re.M)
+        return int(found[1]) if found is not None else None
 
     async def load(self, name: str, path: str) -> None:
         """Load an adapter under a name that was never used before.

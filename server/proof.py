@@ -16,7 +16,7 @@ from typing import Any
 
 from ops import probe
 from ops.errors import ArtifactError
-from ops.records import Adapter
+from ops.records import Adapter, Json
 from server.engine import Engine
 
 WEIGHTS = "adapter_model.safetensors"
@@ -31,7 +31,7 @@ _EXECUTABLE = frozenset((".bin", ".pt", ".pth", ".pkl", ".pickle", ".py", ".so")
 
 def preflight(
     directory: Path, adapter: Adapter, *, max_rank: int, base_sha256: str | None = None
-) -> None:
+) -> Json:
     """Refuse an adapter that the engine would not serve as it was trained.
 
     Args:
@@ -40,6 +40,9 @@ def preflight(
         max_rank: the largest rank the engine was started with.
         base_sha256: digest of the weights the engine serves; None where they lie elsewhere, so
             that only the probe can tell another base.
+
+    Returns:
+        What was found, for the receipt.
 
     Raises:
         ArtifactError: the reason, in one sentence.
@@ -56,13 +59,22 @@ def preflight(
             raise ArtifactError(f"{path.name} can carry code; only safetensors are loaded")
     config = _config(directory)
     _check_config(config, adapter, max_rank)
-    _check_weights(directory / WEIGHTS, int(config["r"]))
+    tensors = _check_weights(directory / WEIGHTS, int(config["r"]))
+    return {
+        "rank": config["r"],
+        "tensors": tensors,
+        "bytes": (directory / WEIGHTS).stat().st_size,
+        "base": "the weights it was trained on" if base_sha256 else "not readable here",
+    }
 
 
 def _config(directory: Path) -> dict[str, Any]:
     try:
+        size = (directory / CONFIG).stat().st_size
+        if size > MAX_HEADER_BYTES:
+            raise ArtifactError(f"{CONFIG} has {size} bytes")
         config = json.loads((directory / CONFIG).read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ArtifactError(f"{CONFIG} cannot be read: {error}") from error
     if not isinstance(config, dict):
         raise ArtifactError(f"{CONFIG} is not a JSON object")
@@ -85,12 +97,18 @@ def _check_config(config: dict[str, Any], adapter: Adapter, max_rank: int) -> No
         raise ArtifactError("modules_to_save is set: the engine would leave those weights out")
     if config.get("bias", "none") != "none":
         raise ArtifactError(f"bias is {config['bias']!r}: the engine would leave it out")
+    modules = config.get("target_modules")
+    if not isinstance(modules, list) or not all(isinstance(name, str) for name in modules):
+        raise ArtifactError("target_modules is not a list of names; patterns are not taken")
     if config.get("rank_pattern") or config.get("alpha_pattern"):
         raise ArtifactError("ranks or alphas that differ by module are not served by the engine")
 
 
-def _check_weights(path: Path, rank: int) -> None:
-    """Read the header of a safetensors file: sane, complete, only LoRA matrices of that rank."""
+def _check_weights(path: Path, rank: int) -> int:
+    """Read the header of a safetensors file: sane, complete, only LoRA matrices of that rank.
+
+    Returns how many there are.
+    """
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
@@ -98,7 +116,7 @@ def _check_weights(path: Path, rank: int) -> None:
             if not 2 <= length <= min(MAX_HEADER_BYTES, size - 8):
                 raise ArtifactError(f"{path.name}: the header is {length} bytes long")
             header = json.loads(file.read(length))
-    except (OSError, struct.error, ValueError) as error:
+    except (OSError, struct.error, ValueError, RecursionError) as error:
         raise ArtifactError(f"{path.name} cannot be read: {error}") from error
     if not isinstance(header, dict):
         raise ArtifactError(f"{path.name}: the header is not an object")
@@ -122,6 +140,7 @@ def _check_weights(path: Path, rank: int) -> None:
         raise ArtifactError(f"{path.name}: the header is malformed: {error!r}") from error
     if end != size - 8 - length:
         raise ArtifactError(f"{path.name} is cut off or has something appended")
+    return len(header)
 
 
 async def run_probe(

@@ -91,6 +91,7 @@ class FakeEngine:
         self.hits: Counter[str] = Counter()
         self.running = 0
         self.aborted = 0
+        self.max_loras = 4
         self.loads: list[Json] = []
         self._weights: dict[str, bytes] = {}
         self._socket: socket.socket | None = None
@@ -141,6 +142,7 @@ class FakeEngine:
     def _app(self) -> Starlette:
         routes = [
             Route("/health", self._health),
+            Route("/metrics", self._metrics),
             Route("/v1/models", self._models),
             Route("/v1/chat/completions", self._chat, methods=["POST"]),
             Route("/v1/completions", self._completions, methods=["POST"]),
@@ -159,6 +161,10 @@ class FakeEngine:
 
     async def _health(self, request: Request) -> Response:
         return Response(status_code=200 if self.health else 503)
+
+    async def _metrics(self, request: Request) -> Response:
+        labels = f'max_lora="{self.max_loras}",running_lora_adapters="",waiting_lora_adapters=""'
+        return PlainTextResponse(f"vllm:lora_requests_info{{{labels}}} 1.7e+09\n")
 
     async def _models(self, request: Request) -> Response:
         entries = [_card(BASE, "/models/fake-base", None, MAX_MODEL_LEN)]

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from datetime import timedelta
@@ -329,6 +330,38 @@ def test_erased_content_does_not_come_back(registry: Registry) -> None:
         registry.promote(version, actor="me", reason="x", force=True)
     registry.sweep()
     assert not Path(registry.get(version).directory).exists()
+
+
+@pytest.mark.parametrize("where", ["/etc", "../outside", "elsewhere"])
+def test_files_that_are_not_the_registrys_are_neither_served_nor_removed(
+    registry: Registry, store: Store, tmp_path: Path, where: str
+) -> None:
+    version = _add(registry, "a").version
+    inside = Path(registry.get(version).directory)
+    outside = tmp_path / "outside"
+    shutil.copytree(inside, outside / inside.name)
+    path = {
+        "/etc": Path("/etc"),
+        "../outside": inside.parent / ".." / "outside" / inside.name,
+        "elsewhere": outside / inside.name,
+    }[where]
+    with store._engine.begin() as connection:
+        connection.exec_driver_sql("UPDATE adapters SET directory = ?", (str(path),))
+    with pytest.raises(ArtifactError, match="is not in"):
+        registry.promote(version, actor="me", reason="r", force=True)
+    with pytest.raises(ArtifactError, match="is not in"):
+        registry.erase(version, actor="me", reason="r")
+    assert registry.get(version).state is AdapterState.BUILT
+    assert (outside / inside.name / "adapter_model.safetensors").exists()
+
+
+def test_a_version_that_became_a_link_is_refused(registry: Registry, tmp_path: Path) -> None:
+    version = _add(registry, "a").version
+    inside = Path(registry.get(version).directory)
+    inside.rename(tmp_path / "moved")
+    inside.symlink_to(tmp_path / "moved")
+    with pytest.raises(ArtifactError, match="is a link"):
+        registry.promote(version, actor="me", reason="r", force=True)
 
 
 # --- two processes, and kill -9 -------------------------------------------------------------------

@@ -52,6 +52,27 @@ def test_a_promoted_adapter_answers_after_it_was_proved(server: Running) -> None
     assert receipt.phases_s.keys() == phases
     assert receipt.probe["correlation"] == pytest.approx(1.0)
     assert server.registry.get(1).state is AdapterState.CHAMPION
+    (shown,) = server.http.get("/v1/adapters/1").json()["receipts"]
+    proof = shown["probe"]
+    assert proof["sha256"] == proof["cache_salt"] == adapter.sha256
+    assert proof["preflight"] | {"bytes": 0} == {
+        "rank": 8,
+        "tensors": 2,
+        "bytes": 0,
+        "base": "not readable here",
+    }
+    assert proof["readback"] == {"name": "code@v1", "root": Path(adapter.directory).name}
+    assert proof["max_loras"] == server.engine.max_loras
+
+
+def test_an_engine_with_too_few_places_is_complained_of(
+    server: Running, caplog: pytest.LogCaptureFixture
+) -> None:
+    server.engine.max_loras = 2
+    _release(server)
+    server.until(lambda: _serves(server, 1))
+    assert "start it with --max-loras 3" in caplog.text
+    assert server.store.receipts(version=1)[0].probe["max_loras"] == 2
 
 
 def test_models_shows_alias_base_and_pins(server: Running) -> None:
