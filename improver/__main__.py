@@ -424,10 +424,6 @@ async def _require_answers(url: str, key: str | None, model: str) -> None:
 # --- the daemon ------------------------------------------------------------------------------
 
 
-def _niceness() -> int:
-    return os.getpriority(os.PRIO_PROCESS, 0)
-
-
 async def _daemon(settings: Settings) -> int:
     # What is sampled and judged steps back too, and training further still (`improver.trainer`).
     os.nice(settings.improver.nice // 2)
