@@ -1,8 +1,13 @@
-"""`python victim.py DATA_DIR ENGINE_URL PORT`: a server to be killed, with a sandbox that is quick
-to start because nothing untrusted runs in it."""
+"""`python victim.py DATA_DIR ENGINE_URL`: servers to be killed, quick to start.
+
+All is imported once. For each port that is read, a server is forked off that listens on it, and its
+process id written. Their sandbox approves of everything, because nothing untrusted runs in it.
+"""
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 from pathlib import Path
 
@@ -45,8 +50,7 @@ class Approving:
         return None
 
 
-def main() -> None:
-    data_dir, engine_url, port = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+def serve(data_dir: Path, engine_url: str, port: int) -> None:
     settings = Settings(
         data_dir=data_dir,
         engine=EngineSettings(url=engine_url),
@@ -54,6 +58,19 @@ def main() -> None:
     )
     app = create_app(settings, checker=Approving())
     uvicorn.run(app, host="127.0.0.1", port=port, log_config=None, access_log=False)
+
+
+def main() -> None:
+    data_dir, engine_url = Path(sys.argv[1]), sys.argv[2]
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the killed are not waited for
+    for line in sys.stdin:
+        child = os.fork()
+        if child == 0:
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            serve(data_dir, engine_url, int(line))
+            os._exit(0)
+        sys.stdout.write(f"{child}\n")
+        sys.stdout.flush()
 
 
 if __name__ == "__main__":
