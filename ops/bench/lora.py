@@ -1,0 +1,221 @@
+"""What adapters cost the engine: base, adapter and mixed batches, beside an engine without LoRA.
+
+    python ops/bench/lora.py [--rounds 3] [--model starter-small]
+
+Three engines stand side by side and are asked in turns within one run, so that ratios hold where
+absolute numbers do not: one as `journeyman up` starts it; the same without our plugin
+(`ops/engine_plugin.py`); and one without LoRA, which costs exactly what merged weights would cost,
+since merged weights are the base model's in shape and number. Eight streams at once write; prompts
+are computed one after another, each a new one. CPU time per token is read from the kernel and
+hardly feels other load. Adapters are `one_word.py`'s, rank 8 on all layers, in two slots of three.
+Not measured: a GPU's kernels, where LoRA is another matter, and larger batches.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import aiohttp
+
+from ops import models, services
+from ops.settings import EngineSettings, Settings
+
+ROOT = Path(__file__).resolve().parents[2]
+WORDS = ("apple", "silver")
+STREAMS, TOKENS, PROMPTS, PROMPT_WORDS = 8, 48, 3, 400
+TICK = os.sysconf("SC_CLK_TCK")
+
+
+@dataclass
+class Way:
+    """An engine and the models that are asked of it in turn."""
+
+    name: str
+    url: str
+    pid: int
+    asked: tuple[str, ...]
+    written: list[tuple[float, float]] = field(default_factory=list)
+    """Tokens a second and CPU milliseconds a token, of each round."""
+    read: list[tuple[float, float]] = field(default_factory=list)
+    """The same of prompts."""
+
+
+def _cpu_s(pid: int) -> float:
+    """CPU seconds that a process and its descendants have used."""
+    total, left = 0, [pid]
+    while left:
+        one = left.pop()
+        with contextlib.suppress(OSError):
+            after_name = Path(f"/proc/{one}/stat").read_text().rpartition(")")[2].split()
+            total += int(after_name[11]) + int(after_name[12])
+            for task in Path(f"/proc/{one}/task").iterdir():
+                left += map(int, (task / "children").read_text().split())
+    return total / TICK
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def without_lora(command: Sequence[str]) -> list[str]:
+    """Take the flags about LoRA out of vLLM's command, with their values."""
+    kept, dropping = [], False
+    for word in command:
+        if word.startswith("--"):
+            dropping = "lora" in word
+        if not dropping:
+            kept.append(word)
+    return kept
+
+
+@contextlib.contextmanager
+def engine(folder: Path, name: str, model: models.Model, **more: str) -> Iterator[tuple[str, int]]:
+    """Start an engine; yields its address and process id."""
+    port = _free_port()
+    wanted = EngineSettings(model=model.name, port=port, max_model_len=2048, kv_cache_gib=1)
+    service = services.engine(Settings(engine=wanted), model, services.engine_build())
+    command = list(service.command) if name != "no LoRA" else without_lora(service.command)
+    log = folder / f"{name}.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command,
+            env={**os.environ, **service.environment, **more},
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            cwd=ROOT,
+        )
+    try:
+        yield f"http://127.0.0.1:{port}", process.pid
+    finally:
+        process.terminate()
+        try:
+            process.wait(30)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+async def _until_up(session: aiohttp.ClientSession, url: str, log: Path) -> None:
+    deadline = time.monotonic() + 600
+    while time.monotonic() < deadline:
+        with contextlib.suppress(aiohttp.ClientError):
+            async with session.get(f"{url}/health") as response:
+                if response.status == 200:
+                    return
+        await asyncio.sleep(0.5)
+    raise SystemExit(f"it did not start: {log.read_text()[-3000:]}")
+
+
+async def _ask(session: aiohttp.ClientSession, url: str, model: str, prompt: str, n: int) -> int:
+    body = {"model": model, "prompt": prompt, "max_tokens": n, "ignore_eos": True}
+    body["temperature"] = 0
+    async with session.post(f"{url}/v1/completions", json=body) as response:
+        answer = await response.json()
+        if response.status != 200:
+            raise SystemExit(f"{response.status}: {answer}")
+        return int(answer["usage"]["prompt_tokens"])
+
+
+async def measure(session: aiohttp.ClientSession, way: Way, number: int) -> None:
+    """Ask one round of a way."""
+    used, began = _cpu_s(way.pid), time.perf_counter()
+    await asyncio.gather(
+        *(
+            _ask(session, way.url, way.asked[i % len(way.asked)], f"Stream {i}.{number}", TOKENS)
+            for i in range(STREAMS)
+        )
+    )
+    tokens = STREAMS * TOKENS
+    took, spent = time.perf_counter() - began, _cpu_s(way.pid) - used
+    way.written.append((tokens / took, spent / tokens * 1000))
+    used, began, tokens = _cpu_s(way.pid), time.perf_counter(), 0
+    for i in range(PROMPTS):
+        prompt = f"{number}.{i}.{way.name} " * 2 + "one two three four " * (PROMPT_WORDS // 4)
+        tokens += await _ask(session, way.url, way.asked[i % len(way.asked)], prompt, 1)
+    took, spent = time.perf_counter() - began, _cpu_s(way.pid) - used
+    way.read.append((tokens / took, spent / tokens * 1000))
+
+
+def table(ways: Sequence[Way]) -> list[str]:
+    """Return a line for each way: its best round, and its CPU time beside the first way's."""
+    lines = [f"{'':34}{'written':>10}{'CPU':>12}{'':8}{'prompt':>12}{'CPU':>12}"]
+    floor = [min(cpu for _, cpu in rounds) for rounds in (ways[0].written, ways[0].read)]
+    for way in ways:
+        line = f"{way.name:34}"
+        for rounds, least in zip((way.written, way.read), floor, strict=True):
+            rate = max(rate for rate, _ in rounds)
+            cpu = min(cpu for _, cpu in rounds)
+            line += f"{rate:8.0f}/s{cpu:9.2f} ms {cpu / least:6.2f}x"
+        lines.append(line)
+    return lines
+
+
+async def main(options: argparse.Namespace) -> None:
+    """Start the engines, ask them in turns, print the table."""
+    print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, Python {sys.version.split()[0]}")
+    model = models.resolve(options.model)
+    with tempfile.TemporaryDirectory(prefix="lora-") as name, contextlib.ExitStack() as stack:
+        folder = Path(name)
+        maker = [sys.executable, str(ROOT / "ops" / "bench" / "one_word.py")]
+        environment = {**os.environ, **services.cpu_environment()}
+        given = [str(model.directory), str(folder / "words"), *WORDS]
+        subprocess.run([*maker, *given], check=True, env=environment, capture_output=True)
+        started = {
+            kind: stack.enter_context(engine(folder, kind, model, **more))
+            for kind, more in (
+                ("no LoRA", {}),
+                ("ours", {}),
+                ("no plugin", {"VLLM_PLUGINS": "none"}),
+            )
+        }
+        names = [f"code@{word}" for word in WORDS]
+        limits = aiohttp.ClientTimeout(total=None, sock_read=600)
+        async with aiohttp.ClientSession(timeout=limits) as session:
+            for kind, (url, _) in started.items():
+                await _until_up(session, url, folder / f"{kind}.log")
+                for word, adapter in zip(WORDS, names, strict=True):
+                    if kind != "no LoRA":
+                        body = {"lora_name": adapter, "lora_path": str(folder / "words" / word)}
+                        async with session.post(f"{url}/v1/load_lora_adapter", json=body) as reply:
+                            reply.raise_for_status()
+            ways = [Way("no LoRA (as merged weights)", *started["no LoRA"], (model.name,))]
+            for kind in ("ours", "no plugin"):
+                ways += [
+                    Way(f"{kind}: base alone", *started[kind], (model.name,)),
+                    Way(f"{kind}: one adapter", *started[kind], (names[0],)),
+                    Way(f"{kind}: base and two adapters", *started[kind], (model.name, *names)),
+                ]
+            for way in ways:  # warm
+                await measure(session, way, -1)
+                way.written.clear()
+                way.read.clear()
+            for number in range(options.rounds):
+                for way in ways:
+                    await measure(session, way, number)
+    print(*table(ways), sep="\n", flush=True)
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--model", default="starter-small", help="starter-small, starter, …")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    asyncio.run(main(_options()))
