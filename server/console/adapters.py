@@ -1,7 +1,8 @@
 """*Adapters*: the versions and where they come from, two of them task by task, which one answers.
 
-Promotion and rollback move an alias in the registry, as the commands do; the server proves what it
-loads before it answers with it (`server.adapters`), and takes back what it cannot prove.
+Promotion, trial, rejection and rollback are wishes to the registry, as the commands' are; the
+server proves what it loads before it answers with it (`server.adapters`), and takes back what it
+cannot prove or what is worse on live traffic (`server.canary`).
 """
 
 from __future__ import annotations
@@ -12,15 +13,17 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from ops.records import Adapter, AdapterState, Alias
+from ops import trials
+from ops.differences import difference
+from ops.records import Adapter, AdapterState, Alias, now
 from ops.registry import lineage
 from server.auth import CONSOLE
 from server.console import charts
 from server.console.base import form_of, new_router, read, render, see_other, visitor_of
 from server.console.charts import Node
 from server.console.door import Visitor
-from server.console.examinations import BASE, Examination, compare, examination, examinations
-from server.errors import BadRequest, ConflictError
+from server.console.examinations import BASE, Examination, examination, examinations
+from server.errors import BadRequest
 from server.state import State, current
 
 router = new_router()
@@ -29,6 +32,10 @@ PATH = f"{CONSOLE}/adapters"
 MAX_SOURCES = 50
 """Interactions that a version was made of which are named on its page."""
 MAX_TASKS = 500
+CHANGES = ("gained", "lost", "both", "neither")
+"""What the second of two versions did with a task, against the first."""
+SHARES = (0.05, 0.1, 0.25, 0.5)
+"""Of the requests, which a version may be tried on."""
 _LIVE = (AdapterState.CHAMPION, AdapterState.RETIRED)
 
 
@@ -86,7 +93,58 @@ async def promote(request: Request, version: str) -> Response:
         return adapter
 
     adapter = await read(move)
+    current(request).adapters.wake()
     return see_other(f"{PATH}/{adapter.version}", done="promoted")
+
+
+@router.post(f"{PATH}/{{version}}/canary")
+async def try_out(request: Request, version: str) -> Response:
+    """Let a version answer a share of the requests, until that decides."""
+    visitor = visitor_of(request)
+    form = await form_of(request, visitor)
+    registry = current(request).registry
+    share = next((one for one in SHARES if str(one) == form.get("share")), None)
+    if share is None:
+        raise BadRequest(f"the share is one of {', '.join(map(str, SHARES))}")
+
+    def move() -> Adapter:
+        adapter = registry.find(version)
+        reason = "tried on a share in the console"
+        registry.canary(
+            adapter.version, actor=actor(visitor), reason=reason, evidence={"share": share}
+        )
+        return adapter
+
+    adapter = await read(move)
+    current(request).adapters.wake()
+    return see_other(f"{PATH}/{adapter.version}", done="tried")
+
+
+@router.get(f"{PATH}/{{version}}/reject")
+async def ask_reject(request: Request, version: str) -> Response:
+    """Ask whether a version shall not go live."""
+    visitor = visitor_of(request)
+    state = current(request)
+    adapter = await read(lambda: state.registry.find(version))
+    return render(request, "reject.html", visitor=visitor, adapter=adapter)
+
+
+@router.post(f"{PATH}/{{version}}/reject")
+async def reject(request: Request, version: str) -> Response:
+    """Mark a version as one that shall not go live; one on trial leaves at once."""
+    visitor = visitor_of(request)
+    form = await form_of(request, visitor)
+    registry = current(request).registry
+    reason = form.get("reason").strip() or "rejected in the console"
+
+    def move() -> Adapter:
+        adapter = registry.find(version)
+        registry.reject(adapter.version, actor=actor(visitor), reason=reason[:500])
+        return adapter
+
+    adapter = await read(move)
+    current(request).adapters.wake()
+    return see_other(f"{PATH}/{adapter.version}", done="rejected")
 
 
 @router.get(f"{CONSOLE}/rollback")
@@ -107,16 +165,11 @@ async def rollback(request: Request) -> Response:
     form = await form_of(request, visitor)
     registry = current(request).registry
     reason = form.get("reason").strip() or "rolled back in the console"
-    seen = form.get("champion")
 
-    def move() -> None:
-        # What was confirmed is what is done: not the rollback of a version promoted meanwhile.
-        champion = registry.at(Alias.CHAMPION)
-        if seen != (str(champion.version) if champion is not None else ""):
-            raise ConflictError("another version answers by now: look again")
-        registry.rollback(actor=actor(visitor), reason=reason[:500])
-
-    await read(move)
+    # What was confirmed is what is done: not the rollback of a version promoted meanwhile.
+    seen = _number(form.get("champion"))
+    await read(lambda: registry.rollback(actor=actor(visitor), reason=reason[:500], only=seen))
+    current(request).adapters.wake()
     return see_other(PATH, done="rolled-back")
 
 
@@ -146,7 +199,18 @@ def _all(state: State) -> dict[str, Any]:
         "serving": state.adapters.champion,
         "graph": charts.lineage(_nodes(adapters[::-1][-40:], exams, aliases.get(Alias.CHAMPION))),
         "receipts": store.receipts(limit=8),
+        **_trial(state),
     }
+
+
+def _trial(state: State) -> dict[str, Any]:
+    """The trial under way, with what it says so far."""
+    trial = trials.current(state.store, state.rules)
+    if trial is None:
+        return {"trial": None, "so_far": None, "trial_text": ""}
+    elapsed_s = max(0.0, (now() - trial.since).total_seconds())
+    so_far = trials.judge(state.store, trial, state.rules, elapsed_s=elapsed_s)
+    return {"trial": trial, "so_far": so_far, "trial_text": trials.describe(so_far.numbers)}
 
 
 def _nodes(
@@ -202,6 +266,11 @@ def _one(state: State, name: str) -> dict[str, Any]:
             AdapterState.CANARY,
             AdapterState.RETIRED,
         ),
+        "triable": adapter.tainted_by is None
+        and adapter.state in (AdapterState.EXAMINED, AdapterState.SHADOW),
+        "rejectable": adapter.state
+        not in (AdapterState.CHAMPION, AdapterState.REJECTED, AdapterState.ERASED),
+        "shares": SHARES,
         "promotable": adapter.tainted_by is None
         and adapter.state not in (AdapterState.CHAMPION, AdapterState.ERASED),
     }
@@ -209,55 +278,32 @@ def _one(state: State, name: str) -> dict[str, Any]:
 
 def _difference(state: State, first: int, second: int, only: str) -> dict[str, Any]:
     store = state.store
-    versions = [None if v == BASE else store.adapter(v) for v in (first, second)]
-    tasks = compare(store, first, second)
-    counts = Counter((task.suite, task.change) for task in tasks or ())
-    shown = [t for t in tasks or () if only == "all" or t.change not in ("both", "neither")]
-    rows = [
-        {row.row_id for row in lineage(store, adapter).rows} if adapter is not None else set()
-        for adapter in versions
-    ]
+    found = difference(store, state.registry, first, second)
+    counts: Counter[tuple[str, str]] = Counter()
+    shown = []
+    for change in CHANGES:
+        for task in found["tasks"][change]:
+            counts[task["suite"], change] += 1
+            if only == "all" or change in CHANGES[:2]:
+                shown.append((task, change))
+    shown.sort(key=lambda pair: (_suite_order(pair[0]["suite"]), pair[0]["task"]))
     return {
         "first": first,
         "second": second,
-        "versions": versions,
         "all_versions": [adapter.version for adapter in store.adapters()],
-        "compared": tasks is not None,
+        "made": found["made"],
+        "met": found["met"],
+        "judged": found["tasks"]["judged"],
         "suites": sorted({suite for suite, _ in counts}, key=_suite_order),
+        "changes": CHANGES,
         "counts": counts,
-        "total": len(tasks or ()),
         "tasks": shown[:MAX_TASKS],
         "more": max(0, len(shown) - MAX_TASKS),
         "only": only,
-        "seeds": len({task.seed for task in tasks or ()}),
-        "rows": (len(rows[0] - rows[1]), len(rows[0] & rows[1]), len(rows[1] - rows[0])),
-        "settings": _changed_settings(versions),
+        "seeds": len({task["seed"] for task, _ in shown}),
     }
 
 
 def _suite_order(suite: str) -> tuple[int, str]:
     known = ("target", "guard", "replay", "vault", "secrets")
     return (known.index(suite) if suite in known else len(known), suite)
-
-
-def _changed_settings(versions: list[Adapter | None]) -> list[tuple[str, Any, Any]]:
-    """Settings of their cycles in which two versions differ, by dotted name."""
-    found = [_leaves(a.lineage.get("settings") or {}) if a is not None else {} for a in versions]
-    if not found[0] or not found[1]:
-        return []
-    names = sorted(found[0].keys() | found[1].keys())
-    return [
-        (name, found[0].get(name), found[1].get(name))
-        for name in names
-        if found[0].get(name) != found[1].get(name)
-    ]
-
-
-def _leaves(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    leaves: dict[str, Any] = {}
-    for name, value in tree.items():
-        if isinstance(value, dict):
-            leaves |= _leaves(value, f"{prefix}{name}.")
-        else:
-            leaves[f"{prefix}{name}"] = value
-    return leaves

@@ -66,6 +66,8 @@ NAVIGATION = (
 NOTICES = {
     "promoted": "The registry points at this version now. The server proves it before it answers.",
     "rolled-back": "The registry points back. The server follows as soon as it has proved it.",
+    "tried": "It is on trial. The server proves it before it answers its share of the requests.",
+    "rejected": "It shall not go live.",
     "queued": "The cycle is queued; an improver takes it when it is free.",
     "pause": "The cycle is held back; it can be resumed.",
     "resume": "The cycle is queued again and goes on where it was.",

@@ -275,9 +275,9 @@ def lineage(nodes: Sequence[Node]) -> Graph:
 def _top(most: float) -> float:
     """The end of an axis whose four steps are whole numbers, and round ones."""
     step = max(1, ceil(most / 4))
-    power = 10 ** floor(log10(step))
+    power = int(10 ** floor(log10(step)))
     rounds = (factor * power for factor in (1, 2, 3, 5, 10))
-    return float(4 * next(whole for whole in rounds if whole >= step))
+    return 4.0 * next(whole for whole in rounds if whole >= step)
 
 
 def _y_ticks(top: float, base: float) -> list[Tick]:

@@ -10,6 +10,7 @@ from apscheduler.triggers.cron import CronTrigger
 from starlette.requests import Request
 from starlette.responses import Response
 
+from ops import learning as answer
 from ops.records import Adapter, AdapterState, Alias, Cycle, CycleState, now
 from ops.store import Store
 from ops.swaps import ALIVE_S
@@ -55,11 +56,24 @@ def _read(state: State) -> dict[str, Any]:
     exams = examinations(store)
     adapters = {adapter.version: adapter for adapter in store.adapters()}
     served = store.verified_by_version(since=at - timedelta(days=SERVED_DAYS))
+    settings = state.improvement.settings
+    report = answer.learning(
+        store,
+        thresholds={
+            "feedback": settings.after_feedback,
+            "failures": settings.after_failures,
+            "accepted": settings.after_accepted,
+        },
+        schedule=settings.schedule,
+        at=at,
+    )
     since = at - timedelta(days=DAYS)
     growth = store.growth(since=since, bucket_s=86_400)
     cycles = store.cycles()
     points = _points(exams, adapters)
     return {
+        "learns": report["learning"],
+        "why": report["why"],
         "exams": exams[::-1],
         "points": points,
         "chart": charts.whiskers(points),
@@ -73,7 +87,7 @@ def _read(state: State) -> dict[str, Any]:
             (cycle, cycle.report["dataset"]) for cycle in cycles if cycle.report.get("dataset")
         ][:12],
         "adapters": adapters,
-        **_waiting(store, state.improvement.settings, cycles, at),
+        **_waiting(store, settings, cycles, report["new"], at),
     }
 
 
@@ -125,11 +139,14 @@ def _served(found: dict[int, tuple[int, int]], adapters: dict[int, Adapter]) -> 
 
 
 def _waiting(
-    store: Store, settings: ImproverSettings, cycles: list[Cycle], at: datetime
+    store: Store,
+    settings: ImproverSettings,
+    cycles: list[Cycle],
+    new: dict[str, int],
+    at: datetime,
 ) -> dict[str, Any]:
     """What the next cycle waits for, as `improver.schedule` counts it."""
     taught = [cycle for cycle in cycles if not cycle.settings.get("dry_run")]
-    new = store.count_new(taught[0].created_at if taught else None)
     beat = next((b for b in store.heartbeats() if b.process == IMPROVER), None)
     return {
         "thresholds": [

@@ -9,6 +9,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
+from ops import trials
 from ops.records import Alias, CycleState, now
 from ops.store import Activity
 from ops.swaps import ALIVE_S
@@ -77,6 +78,7 @@ def _read(state: State) -> dict[str, Any]:
             for beat in store.heartbeats()
             if at - beat.at < timedelta(days=1)
         ],
+        "trial": trials.current(store, state.rules),
         "cycles": running,
         "latest": [(row, asked_for(row.messages)) for row in store.interactions(limit=LATEST)],
         "counts": store.count(),

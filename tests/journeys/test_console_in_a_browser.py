@@ -166,7 +166,7 @@ def test_every_page_is_gone_through(browsing: Browsing, told: Story) -> None:
     browsing.go("Learning")
     assert page.locator(".whisker").count() >= 4
     assert page.locator("#improvement-chart-title").count() == 1
-    browsing.shoot("learning", height=1500)
+    browsing.shoot("learning", height=1200)
 
     browsing.go("Adapters")
     browsing.shoot("adapters", height=900)
@@ -185,7 +185,7 @@ def test_every_page_is_gone_through(browsing: Browsing, told: Story) -> None:
     browsing.go("Cycles")
     page.get_by_role("region", name="Cycles").get_by_role("link", name="ilf").first.click()
     assert page.locator(".stages .done").count() == 8
-    browsing.shoot("cycle", height=1250)
+    browsing.shoot("cycle", height=1000)
 
     browsing.go("Interactions")
     page.get_by_label("Text in request or answer").fill("middle value")
