@@ -37,8 +37,7 @@ from detect_secrets.plugins.stripe import StripeDetector
 from detect_secrets.plugins.telegram_token import TelegramBotTokenDetector
 from detect_secrets.plugins.twilio import TwilioKeyDetector
 
-Span = tuple[int, int, str]
-"""Start, end and kind of a piece of text."""
+from ops.spans import Span, windows
 
 
 @dataclass(frozen=True)
@@ -130,26 +129,13 @@ _PLACEHOLDER = re.compile(
 
 def find_credentials(text: str) -> Iterator[Span]:
     """Yield the credentials in a text; they may overlap."""
-    for start, end in _windows(text):
+    for start, end in windows(text, _RUN, _BEFORE, _AFTER):
         yield from _around(text, start, end)
     if "PRIVATE KEY" in text or "PuTTY-User-Key" in text:
         yield from ((*match.span(), "private_key") for match in _PRIVATE_KEY.finditer(text))
     if "://" in text and "@" in text:
         yield from ((*m.span("secret"), "url_password") for m in _URL_PASSWORD.finditer(text))
     yield from _assigned(text)
-
-
-def _windows(text: str) -> Iterator[tuple[int, int]]:
-    """The places where a key may stand, none of them overlapping another."""
-    start = end = 0
-    for match in _RUN.finditer(text):
-        if match.start() - _BEFORE > end:
-            if end:
-                yield start, end
-            start = max(0, match.start() - _BEFORE)
-        end = match.end() + _AFTER
-    if end:
-        yield start, min(end, len(text))
 
 
 def _around(text: str, start: int, end: int) -> Iterator[Span]:

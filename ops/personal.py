@@ -41,15 +41,15 @@ from stdnum.se import personnummer
 from stdnum.us import ssn
 
 from ops.records import PersonalKind
-
-Span = tuple[int, int, str]
-"""Start, end and kind of a piece of text."""
+from ops.spans import Span, windows
 
 _MAIL = re.compile(
     r"(?<![\w.+%\-/])[A-Za-z0-9_][\w.+%\-]{0,63}@(?P<domain>(?:[A-Za-z0-9\-]{1,63}\.){1,8}"
     r"(?P<top>[A-Za-z]{2,24}))(?![\w@(\[])(?!\.[\w(])",
     re.ASCII,
 )
+_AT = re.compile("@")
+_NAME_CHARS, _DOMAIN_CHARS = 65, 260
 _NOBODYS_DOMAIN = re.compile(r"(?:^|\.)(?:example(?:\.\w+)?|test|invalid|localhost|local)$", re.I)
 _NOBODYS_NAME = frozenset(("git", "noreply", "no-reply"))
 _TOPS = frozenset(
@@ -152,7 +152,7 @@ def find_personal(
     if PersonalKind.NATIONAL_NUMBER in kinds:
         yield from _fiscal_codes(text)
     finders = _finders(text.lower(), kinds, phone_region)
-    for start, end in _windows(text):
+    for start, end in windows(text, _DIGITS, _BEFORE, _AFTER):
         for find in finders:
             yield from find(text, start, end)
 
@@ -175,12 +175,10 @@ def _finders(
 
 
 def _mails(text: str) -> Iterator[Span]:
-    place = text.find("@")
-    while place >= 0:
-        for match in _MAIL.finditer(text, max(0, place - 65), place + 300):
-            if match.start() <= place < match.end() and _is_mail(match):
+    for start, end in windows(text, _AT, _NAME_CHARS, _DOMAIN_CHARS):
+        for match in _MAIL.finditer(text, start, end):
+            if _is_mail(match):
                 yield (*match.span(), PersonalKind.EMAIL)
-        place = text.find("@", place + 1)
 
 
 def _is_mail(match: re.Match[str]) -> bool:
@@ -190,19 +188,6 @@ def _is_mail(match: re.Match[str]) -> bool:
         return False
     top = match["top"].lower()
     return len(top) == 2 or top in _TOPS
-
-
-def _windows(text: str) -> Iterator[tuple[int, int]]:
-    """The places with long numbers, none of them overlapping another."""
-    start = end = 0
-    for match in _DIGITS.finditer(text):
-        if match.start() - _BEFORE > end:
-            if end:
-                yield start, end
-            start = max(0, match.start() - _BEFORE)
-        end = match.end() + _AFTER
-    if end:
-        yield start, min(end, len(text))
 
 
 def _ip4(text: str, start: int, end: int) -> Iterator[Span]:

@@ -19,10 +19,10 @@ from ops import metrics
 from ops.credentials import find_credentials
 from ops.personal import find_personal
 from ops.records import Attempt, Execution, Feedback, Interaction, PersonalKind
+from ops.spans import Span
 from ops.store import Recording
 
 R = TypeVar("R", Interaction, Attempt, Execution, Feedback)
-Span = tuple[int, int, str]
 Numbers = dict[str, int]
 """The pieces of personal data of one row, in the order in which they were met."""
 
@@ -142,11 +142,13 @@ def _apart(text: str, found: list[Span]) -> Iterator[Span]:
     if not found:
         return
     taken = 0
-    marks = [match.span() for match in _MARK.finditer(text)]
-    for start, end, kind in sorted(found, key=lambda span: (span[0], -span[1])):
-        if start >= taken and not any(start < b and a < end for a, b in marks):
+    marks = [(*match.span(), "") for match in _MARK.finditer(text)]
+    for start, end, kind in sorted([*marks, *found], key=lambda span: (span[0], -span[1])):
+        if start < taken:
+            continue
+        if kind:
             yield start, end, kind
-            taken = end
+        taken = end
 
 
 def _without(text: str, found: list[Span], numbers: Numbers) -> str:
