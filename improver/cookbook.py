@@ -63,6 +63,18 @@ def names(recipe: str) -> tuple[str, ...]:
     return (recipe,)
 
 
+def chosen(settings: ImproverSettings) -> tuple[str, ...]:
+    """Return the recipes that settings mean; `all` has preferences only where a loss is chosen.
+
+    Raises:
+        CycleError: there is none of that name.
+    """
+    recipes = names(settings.recipe)
+    if settings.recipe == ALL and settings.train.preferences == "none":
+        return tuple(name for name in recipes if name != Preferences.name)
+    return recipes
+
+
 def gather(
     recipes: Sequence[str],
     store: Store,

@@ -269,7 +269,7 @@ class CycleRun:
 
     async def _collect(self, directory: Path) -> Json:
         settings = self.plan.improver
-        recipes = cookbook.names(settings.recipe)
+        recipes = cookbook.chosen(settings)
         material, report = await asyncio.to_thread(
             cookbook.gather,
             recipes,

@@ -8,47 +8,72 @@ The parts:
     feedback   ILF's table 2 (arXiv 2303.16749): is a person's correction likelier under the model
                when it reads the feedback on this very program, on another one, or none? By the
                log-probability of the correction, which takes no sampling. No server is needed.
+    tuning     ILF's table 4 in shape: the base model, and adapters trained on its own refinements
+               (`ilf`), on people's (`human`), on reference programs (`gold`), and on its own right
+               answers (`resample`: rejection sampling), for the same tasks; pass@1 on MBPP tasks
+               that none of them is near to. Starts an engine of its own, on a free port.
 
 Each finished unit of work is a line of `PART.jsonl` in the work directory, so a run that was
 killed, or was given only so many `--minutes`, goes on where it was. `report` makes tables with
 intervals (bootstrap over tasks, paired where arms are compared) and plots of whatever is there.
-`--data` holds the rows as the papers publish them: `train/ilf_human_feedback.jsonl`.
+
+`--data` holds rows as the papers publish them: `train/ilf_human_feedback.jsonl`,
+`train/mbpp_train.jsonl`, `eval/mbpp_eval.jsonl`. No row of the paper's test split is trained on,
+and every row passes the firewall against all tasks that are asked.
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import difflib
 import json
+import os
 import random
+import socket
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from improver import importer
+from improver import importer, score
+from improver.attempts import Attempted, attempt, together
+from improver.benchmarks.base import Task, read_jsonl
+from improver.benchmarks.mbpp import TaskFile
+from improver.firewall import Firewall
+from improver.policy import Policy
 from improver.recipes import ilf
-from improver.recipes.base import fenced
+from improver.recipes.base import case_seed, fenced, live_messages, request_text
 from improver.recipes.ilf import Control
-from improver.types import Case
+from improver.trainer import run_training
+from improver.types import Case, TrainJob
 from improver.workspace import Journal
-from ops import models
+from ops import models, services
+from ops.models import Model
+from ops.processes import Child, Patience, State
 from ops.records import Json, Metric
-from sandbox.spec import parse_spec
+from ops.settings import EngineSettings, Settings
+from sandbox.pool import Pool
+from sandbox.spec import Spec, parse_spec
+from sandbox.types import Limits
 
 RESAMPLES = 10_000
 SEED = 7
-ARMS = {
+FEEDBACK_ARMS = {
     "own": Control.FEEDBACK,
     "shuffled": Control.SHUFFLED,
     "none": Control.NONE,
 }
+TUNING_ARMS = ("resample", "ilf", "human", "gold")
+TRAIN_SPLIT = "Train"
 Numbers = np.ndarray[Any, Any]
 
 
@@ -62,6 +87,10 @@ class Work:
     limit: int | None
     until: float
     """When to stop, by `time.monotonic`; what is done is kept."""
+    samples: int = 4
+    seeds: int = 1
+    learning_rate: float = 1e-4
+    epochs: int = 2
 
     def journal(self, part: str) -> Journal:
         """The finished units of a part."""
@@ -73,26 +102,43 @@ class Work:
         return time.monotonic() < self.until
 
 
-# --- ILF, table 2: whose feedback helps --------------------------------------------------------
+def say(text: str) -> None:
+    """Tell how far it got."""
+    print(text, file=sys.stderr, flush=True)
 
 
-def feedback_cases(path: Path) -> list[Case]:
+def units(items: Sequence[Any], work: Work) -> Iterator[Any]:
+    """Yield items while there is time."""
+    for number, item in enumerate(items):
+        if not work.left():
+            say(f"out of time after {number} of {len(items)}")
+            return
+        yield item
+        if (number + 1) % 20 == 0:
+            say(f"{number + 1} of {len(items)}")
+
+
+# --- the annotations ---------------------------------------------------------------------------
+
+
+def feedback_cases(path: Path, split: str | None = None) -> list[Case]:
     """The paper's triples: a wrong program, a person's words, and the person's correction.
 
-    Rows of all splits, since nothing is trained here.
+    Args:
+        path: the annotations.
+        split: only those of this split; None: all, for what trains nothing.
     """
     cases = []
-    for line in path.read_text(encoding="utf-8").split("\n"):
-        if not line.strip():
-            continue
-        row = json.loads(line)
-        entry = importer.read_ilf(row | {"paper_split": "Train"})
+    for _, row in read_jsonl(path):
+        of = str(row["paper_split"]).removeprefix("MBPP_")
+        entry = importer.read_ilf(row | {"paper_split": TRAIN_SPLIT})
         said = dict(entry.feedback)
-        if entry.spec is None or Metric.DEMONSTRATION not in said:
+        wanted = split is None or of == split
+        if not wanted or entry.spec is None or Metric.DEMONSTRATION not in said:
             continue
         cases.append(
             Case(
-                interaction_id=f"{row['task_id']}",
+                interaction_id=str(row["task_id"]),
                 messages=entry.messages,
                 spec=entry.spec.to_json(),
                 program=entry.program,
@@ -101,14 +147,13 @@ def feedback_cases(path: Path) -> list[Case]:
                 feedback_source="HUMAN",
                 source="imported",
                 demonstration=str(said[Metric.DEMONSTRATION]),
+                metadata={"task_id": f"MBPP/{row['task_id']}"},
             )
         )
     return cases
 
 
-def derange(cases: Sequence[Case], seed: int) -> dict[str, str]:
-    """For each case the feedback of another one, by id: a turn of a seeded shuffle."""
-    return {case.interaction_id: case.feedback for case in ilf.shuffled(cases, seed)}
+# --- ILF, table 2: whose feedback helps --------------------------------------------------------
 
 
 def feedback(work: Work) -> None:
@@ -116,42 +161,33 @@ def feedback(work: Work) -> None:
     from improver import train  # torch is slow to import
 
     cases = feedback_cases(work.data / "train" / "ilf_human_feedback.jsonl")
-    others = derange(cases, SEED)
+    others = {case.interaction_id: case.feedback for case in ilf.shuffled(cases, SEED)}
     random.Random(SEED).shuffle(cases)
     scorer = Scorer(models.resolve(work.model).directory)
     with work.journal("feedback") as journal:
-        for case in _units(cases[: work.limit], work):
+        for case in units(cases[: work.limit], work):
             key = f"{work.model}|{case.interaction_id}"
             if key in journal.done:
                 continue
             spec = parse_spec(case.spec)
-            arms: Json = {}
-            for arm, control in ARMS.items():
+            answer = fenced(case.demonstration or "")
+            ids: list[int] = []
+            found: Json = {}
+            for arm, control in FEEDBACK_ARMS.items():
                 words = others[case.interaction_id] if arm == "shuffled" else case.feedback
-                prompt = ilf.refinement_prompt(_saying(case, words), spec, control)
-                row = train.encode(scorer.tokenizer, prompt, fenced(case.demonstration or ""))
-                arms[arm] = scorer.answer(row)
-            wrong = scorer.ids(fenced(case.program))
-            ids = row.ids[row.prompt :]
-            journal.add(
-                key,
-                {
-                    "model": work.model,
-                    "task": case.interaction_id,
-                    "seed": SEED,
-                    "dtype": str(scorer.dtype).removeprefix("torch."),
-                    "changed": changed(wrong, ids),
-                    "logprobs": {
-                        arm: [round(v, 4) for v in values] for arm, values in arms.items()
-                    },
-                },
-            )
-
-
-def _saying(case: Case, words: str) -> Case:
-    from dataclasses import replace
-
-    return replace(case, feedback=words)
+                prompt = ilf.refinement_prompt(replace(case, feedback=words), spec, control)
+                row = train.encode(scorer.tokenizer, prompt, answer)
+                ids = row.ids[row.prompt :]
+                found[arm] = [round(value, 4) for value in scorer.answer(row)]
+            told = {
+                "model": work.model,
+                "task": case.interaction_id,
+                "seed": SEED,
+                "dtype": str(scorer.dtype).removeprefix("torch."),
+                "changed": changed(scorer.ids(fenced(case.program)), ids),
+                "logprobs": found,
+            }
+            journal.add(key, told)
 
 
 def changed(wrong: Sequence[int], right: Sequence[int]) -> list[int]:
@@ -176,8 +212,8 @@ class Scorer:
 
         self._torch, self._train = torch, train
         self.device = train.pick_device()
-        self.tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
         self.dtype = train.pick_dtype("auto", self.device)
+        self.tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
         model = AutoModelForCausalLM.from_pretrained(
             directory, dtype=self.dtype, local_files_only=True
         )
@@ -207,36 +243,276 @@ class _Bare:
         return self._model
 
 
-def _units(items: Sequence[Any], work: Work) -> Iterator[Any]:
-    """Yield items while there is time, and say how far it got."""
-    for number, item in enumerate(items, 1):
-        if not work.left():
-            print(f"out of time after {number - 1} of {len(items)}", file=sys.stderr)
+# --- ILF, table 4: what to train on ------------------------------------------------------------
+
+
+def tuning(work: Work) -> None:
+    """Sample, train and examine, as far as the time goes."""
+    asyncio.run(_tuning(work))
+
+
+async def _tuning(work: Work) -> None:
+    model = models.resolve(work.model)
+    annotated = work.data / "train" / "ilf_human_feedback.jsonl"
+    cases = feedback_cases(annotated, TRAIN_SPLIT)[: work.limit]
+    tasks = TaskFile(work.data / "eval" / "mbpp_eval.jsonl").tasks()
+    firewall = Firewall(task.exam() for task in tasks)
+    cases = [case for case in cases if _clean(case, firewall)]
+    say(f"{len(cases)} tasks to learn from, {len(tasks)} to be asked")
+    gold = {
+        str(row["task_id"]): str(row["code"]).replace("\r", "")
+        for _, row in read_jsonl(work.data / "train" / "mbpp_train.jsonl")
+    }
+    limits = Limits(wall_s=10.0, cpu_s=8)
+    with work.journal("tuning") as journal, engine(model, work) as url:
+        async with _asked(url, limits) as (policy, pool):
+            sampled = await _sample(work, cases, model.name, policy, pool, journal)
+            rows = training_rows(cases, sampled, gold, firewall)
+            await _examine(work, tasks, model.name, "base", 0, policy, pool, journal)
+            for seed in range(work.seeds):
+                for arm in TUNING_ARMS:
+                    name = await _trained(work, model, arm, seed, rows[arm], url, journal)
+                    if name is not None:
+                        await _examine(work, tasks, name, arm, seed, policy, pool, journal)
+
+
+@asynccontextmanager
+async def _asked(url: str, limits: Limits) -> AsyncIterator[tuple[Policy, Pool]]:
+    async with Pool(workers=2, limits=limits) as pool, Policy(url, concurrency=16) as policy:
+        yield policy, pool
+
+
+def _clean(case: Case, firewall: Firewall) -> bool:
+    spec = parse_spec(case.spec)
+    text = request_text(case.messages)
+    return firewall.check(text=text, spec=spec, program=case.demonstration or "") is None
+
+
+@contextmanager
+def engine(model: Model, work: Work) -> Iterator[str]:
+    """An engine of our own; yields its address."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    settings = Settings(data_dir=work.directory, engine=EngineSettings(port=port))
+    service = services.engine(settings, model, services.engine_build())
+    child = Child(service, work.directory / "engine.log", Patience(), say)
+    child.start()
+    try:
+        while child.state is not State.READY:
+            child.tick()
+            if child.state is State.WAITING:
+                raise SystemExit(f"the engine ended:\n{child.tail()}")
+            time.sleep(0.5)
+        say(f"the engine is ready after {child.seconds:.0f} s")
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        child.ask_to_stop()
+        if not child.wait(20):
+            child.kill()
+
+
+async def _sample(
+    work: Work, cases: Sequence[Case], model: str, policy: Policy, pool: Pool, journal: Journal
+) -> dict[tuple[str, str], list[Json]]:
+    """What passes of the model's own answers (`resample`) and refinements (`ilf`), by task."""
+
+    async def one(case: Case, arm: str) -> None:
+        key = f"{work.model}|sample|{arm}|{work.samples}|{case.interaction_id}"
+        if key in journal.done or not work.left():
             return
-        yield item
-        if number % 20 == 0:
-            print(f"{number} of {len(items)}", file=sys.stderr)
+        spec = parse_spec(case.spec)
+        control = Control.RESAMPLE if arm == "resample" else Control.FEEDBACK
+        tried = await attempt(
+            policy,
+            pool,
+            ilf.refinement_prompt(case, spec, control),
+            spec,
+            n=work.samples,
+            temperature=0.8,
+            max_tokens=256,
+            model=model,
+            stop=[ilf.END_OF_PROGRAM],
+        )
+        journal.add(key, {"arm": arm, "model": work.model, **_passing(tried)})
+
+    for arm in ("resample", "ilf"):
+        for start in range(0, len(cases), 16):
+            await together(one(case, arm) for case in cases[start : start + 16])
+        say(f"sampled: {arm}")
+    return {
+        (arm, case.interaction_id): journal.done[key]["passing"]
+        for arm in ("resample", "ilf")
+        for case in cases
+        if (key := f"{work.model}|sample|{arm}|{work.samples}|{case.interaction_id}")
+        in journal.done
+    }
 
 
-PARTS: dict[str, Callable[[Work], None]] = {"feedback": feedback}
+def _passing(tried: Sequence[Attempted]) -> Json:
+    good = [one for one in tried if one.passed and one.program is not None]
+    return {
+        "samples": len(tried),
+        "passed": len(good),
+        "passing": [{"program": one.program, "text": one.sample.text} for one in good],
+    }
+
+
+def training_rows(
+    cases: Sequence[Case],
+    sampled: Mapping[tuple[str, str], Sequence[Json]],
+    gold: Mapping[str, str],
+    firewall: Firewall,
+) -> dict[str, list[Json]]:
+    """The rows of each arm: one of a task, the live prompt and a right program.
+
+    An answer of the model's own is learned as it said it, up to the end of its program; a program
+    of somebody else's is written as one block.
+    """
+    rows: dict[str, list[Json]] = {arm: [] for arm in TUNING_ARMS}
+    for case in cases:
+        spec = parse_spec(case.spec)
+        task = case.interaction_id
+        own = list(sampled.get(("resample", task), ()))
+        refined = list(sampled.get(("ilf", task), ()))
+        pick = random.Random(case_seed(SEED, task))
+        said = pick.choice(own) if own else None
+        offered: dict[str, str | None] = {
+            "resample": str(said["program"]) if said else None,
+            "ilf": pick.choice(refined)["program"] if refined else None,
+            "human": case.demonstration,
+            "gold": gold.get(task),
+        }
+        for arm, program in offered.items():
+            if program is None or not _may_be_learned(case, spec, program, firewall):
+                continue
+            answer = fenced(program)
+            if arm == "resample" and said:
+                answer = _own_words(said["text"])
+            messages = live_messages(case.messages, spec)
+            rows[arm].append({"id": f"{arm}-{task}", "messages": messages, "answer": answer})
+    return rows
+
+
+def _own_words(text: str) -> str:
+    """An answer that was stopped at the end of its program, with that end."""
+    return f"{text.rstrip()}\n```" if text.count("```") % 2 else text
+
+
+def _may_be_learned(case: Case, spec: Spec, program: str, firewall: Firewall) -> bool:
+    return firewall.check(text=request_text(case.messages), spec=spec, program=program) is None
+
+
+async def _trained(
+    work: Work, model: Model, arm: str, seed: int, rows: Sequence[Json], url: str, journal: Journal
+) -> str | None:
+    """Train an arm and have the engine load it; its name there, None where there is no time."""
+    if not rows or not work.left():
+        return None
+    name = f"{arm}-{seed}-{work.learning_rate:g}-{work.epochs}"
+    if f"{work.model}|asked|{name}" in journal.done:
+        return None
+    directory = work.directory / "adapters" / f"{work.model}-{name}"
+    directory.mkdir(parents=True, exist_ok=True)
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    (directory / "train.jsonl").write_text(lines, encoding="utf-8")
+    (directory / "held_out.jsonl").write_text("", encoding="utf-8")
+    job = TrainJob(
+        base_directory=str(model.directory),
+        base_name=model.name,
+        base_sha256=model.sha256,
+        max_lora_rank=16,
+        rank=16,
+        alpha=32,
+        dropout=0.0,
+        learning_rate=work.learning_rate,
+        epochs=work.epochs,
+        batch_rows=8,
+        max_tokens=1024,
+        seed=seed,
+    )
+    environment = os.environ | services.cpu_environment()
+    report = await run_training(directory, job, nice=10, environment=environment)
+    key = f"{work.model}|trained|{name}"
+    if key not in journal.done:
+        told = ("rows", "steps", "loss_first", "loss_last", "tokens_per_s")
+        journal.add(key, {"arm": arm, "seed": seed} | {one: report[one] for one in told})
+    say(f"trained {name}: {len(rows)} rows, {report['train_s']} s")
+    body = {"lora_name": name, "lora_path": str(directory / "adapter")}
+    async with httpx.AsyncClient(timeout=120) as client:
+        (await client.post(f"{url}/v1/load_lora_adapter", json=body)).raise_for_status()
+    return name
+
+
+async def _examine(
+    work: Work,
+    tasks: Sequence[Task],
+    served: str,
+    arm: str,
+    seed: int,
+    policy: Policy,
+    pool: Pool,
+    journal: Journal,
+) -> None:
+    """Ask an arm all held-out tasks, greedily."""
+    name = "base" if arm == "base" else served
+    key = f"{work.model}|asked|{name}"
+    if key in journal.done or not work.left():
+        return
+    say(f"asking {name}")
+    plan = score.Plan(benchmark="mbpp", model=served, max_answer_tokens=384)
+    with Journal(work.directory / f"asked-{work.model}-{name}.jsonl") as asked:
+        scores = await score.score(tasks, plan, policy, pool, asked)
+    if any(one.judged == 0 for one in scores):
+        say(f"{name}: not every answer could be judged; run it again")
+        return
+    told = {
+        "model": work.model,
+        "arm": arm,
+        "seed": seed,
+        "learning_rate": work.learning_rate,
+        "epochs": work.epochs,
+        "passed": {one.id: one.passed for one in scores},
+        "tokens": {one.id: one.tokens for one in scores},
+        "prompts_sha256": score.prompt_sha256(tasks, plan),
+    }
+    journal.add(key, told)
+    say(f"{name}: {sum(one.passed for one in scores)} of {len(tasks)}")
+
+
+PARTS: dict[str, Callable[[Work], None]] = {"feedback": feedback, "tuning": tuning}
 
 
 def main() -> int:
-    """Run a part, or write the report."""
+    """Run a part."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("part", choices=[*PARTS, "report"])
-    parser.add_argument("--data", type=Path)
-    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--data", type=Path, help="the papers' rows")
+    parser.add_argument("--work", type=Path, required=True, help="finished units, kept")
     parser.add_argument("--model", default="starter")
-    parser.add_argument("--limit", type=int)
-    parser.add_argument("--minutes", type=float, default=1e6)
+    parser.add_argument("--limit", type=int, help="only so many tasks")
+    parser.add_argument("--minutes", type=float, default=1e6, help="stop after so long")
+    parser.add_argument("--samples", type=int, default=4)
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--learning-rate", type=float, default=1e-4)
+    parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--out", type=Path, help="where `report` writes")
     given = parser.parse_args()
+    if given.part == "report":
+        from ops.bench import reproduction_report  # the one thing here that draws
+
+        reproduction_report.write(given.work, given.out or Path("ops/docs"))
+        return 0
     work = Work(
         data=given.data,
-        directory=given.work,
+        directory=given.work.resolve(),
         model=given.model,
         limit=given.limit,
         until=time.monotonic() + 60 * given.minutes,
+        samples=given.samples,
+        seeds=given.seeds,
+        learning_rate=given.learning_rate,
+        epochs=given.epochs,
     )
     PARTS[given.part](work)
     return 0

@@ -32,6 +32,14 @@ def test_a_word_means_recipes() -> None:
         cookbook.names("alchemy")
 
 
+def test_all_has_preferences_only_where_a_loss_is_chosen() -> None:
+    every = ImproverSettings(recipe="all")
+    assert cookbook.chosen(every) == ("ilf", "inverse_instruct", "gift4code")
+    with_loss = every.model_validate({"recipe": "all", "train": {"preferences": "kto"}})
+    assert cookbook.chosen(with_loss) == cookbook.RECIPES
+    assert cookbook.chosen(ImproverSettings(recipe="preferences")) == ("preferences",)
+
+
 def gathered(
     store: Store, *recipes: str, settings: ImproverSettings | None = None, **more: Any
 ) -> tuple[Material, dict[str, Any]]:

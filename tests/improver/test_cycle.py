@@ -23,7 +23,7 @@ from improver.policy import Policy
 from improver.types import Origin, Phase, Row, TrainJob, read_lines, to_json
 from ops.errors import Conflict
 from ops.models import Model
-from ops.records import AdapterState, Alias, Cycle, CycleState, Feedback, Metric, Source
+from ops.records import AdapterState, Alias, Cycle, CycleState, Feedback, Json, Metric, Source
 from ops.registry import Registry
 from ops.settings import (
     GateSettings,
@@ -743,7 +743,7 @@ async def test_all_recipes_make_one_dataset(workshop: World) -> None:
     rows = kept(workshop, cycle)
     counted = Counter(row.recipe for row in rows)
     assert counted == cycle.report["dataset"]["by_recipe"]
-    assert counted.keys() == set(cookbook.RECIPES)
+    assert counted.keys() == {*cookbook.RECIPES} - {"preferences"}
     assert len({(row.prompt_sha256, row.program_sha256) for row in rows}) == len(rows)
     lineage = {row.row_id: row.recipe for row in workshop.store.dataset(cycle.id) if row.kept}
     assert lineage == {row.id: row.recipe for row in rows}
@@ -759,6 +759,44 @@ async def test_all_leaves_out_what_has_too_little_and_says_so(workshop: World) -
     assert "20 failed interactions" in cycle.report["collect"]["left_out"]["ilf"]
     assert {row.recipe for row in kept(workshop, cycle)} == {"inverse_instruct", "gift4code"}
     assert "ilf is left out: 20 failed interactions" in report.render(cycle)
+
+
+async def test_preferences_reach_the_trainer_in_files_of_their_own(world: World) -> None:
+    """The imported corrections are edits; what they replaced is never a row to imitate."""
+    seen: list[Json] = []
+
+    async def train(directory: Path, job: TrainJob, **more: Any) -> Json:
+        told: Json = {"loss": job.preferences, "rate": job.preference_learning_rate}
+        for name in ("train", "held_out", "preferences", "preferences_held_out"):
+            told[name] = list(read_lines(directory / f"{name}.jsonl", Row))
+        seen.append(told)
+        return await fake_train(directory, job, **more)
+
+    plan = world.plan(improver={"recipe": "preferences"})
+    settings = plan.improver.train.model_copy(update={"preferences": "dpo"})
+    plan = plan.model_copy(
+        update={"improver": plan.improver.model_copy(update={"train": settings})}
+    )
+    where = world.directory / "cycles"
+    cycle = start(world.store, plan, where, trigger="test", state=CycleState.RUNNING)
+    cycle = await world.run(cycle, train=train)
+    assert cycle.state is CycleState.SUCCEEDED, cycle.error
+    [told] = seen
+    assert told["loss"] == "dpo"
+    assert told["train"] == told["held_out"] == []
+    pairs = [*told["preferences"], *told["preferences_held_out"]]
+    assert len(pairs) >= 16
+    assert all(row.answer and row.rejected and row.answer != row.rejected for row in pairs)
+    assert {row.row_id for row in world.store.dataset(cycle.id) if row.kept} == {
+        row.id for row in pairs
+    }
+    assert "preferred pairs" in report.render(cycle)
+
+
+async def test_without_a_loss_preferences_are_skipped_and_say_why(world: World) -> None:
+    cycle = await world.run(world.start(improver={"recipe": "preferences"}))
+    assert cycle.state is CycleState.SKIPPED
+    assert "improver.train.preferences" in str(cycle.error)
 
 
 async def test_a_recipe_without_material_ends_as_skipped(world: World) -> None:

@@ -1,0 +1,289 @@
+"""The tables and plots of `reproduce.py`, out of its finished units.
+
+Writes `reproductions.md` and PNG files beside it. A figure stands there only where units are in the
+work directory; what was not run is named as such. Intervals are 95 %, by bootstrap over tasks;
+where two arms are compared, over the same tasks drawn together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from improver.workspace import Journal
+from ops.records import Json
+
+RESAMPLES = 10_000
+NAMES = {
+    "starter": "Qwen2.5-Coder-0.5B-Instruct",
+    "starter-small": "SmolLM2-135M-Instruct",
+}
+WORDS = {
+    "base": "base model, nothing learned",
+    "resample": "its own right answers (rejection sampling)",
+    "ilf": "its own refinements after feedback (ILF)",
+    "human": "people's refinements",
+    "gold": "reference programs",
+}
+Numbers = np.ndarray[Any, Any]
+HEAD = """\
+# Reproductions in miniature
+
+The papers' claims, tried on the starter models with `ops/bench/reproduce.py`; this page is written
+by its `report`. The models have 0.5 and 0.1 billion parameters, are instruction-tuned and come from
+4-bit weights; the papers' have 6 to 62 billion. Intervals are 95 %, by bootstrap over tasks, paired
+where arms are compared.
+"""
+FEEDBACK = """\
+## ILF, table 2: whose feedback helps
+
+The paper lets a model repair wrong programs and counts what passes: 2.0 % with feedback on this
+very program, 0.4 % with feedback on another one (CodeGen 6.1B, arXiv 2303.16749). Here nothing is
+sampled: how likely is the *person's correction* under the model, in nats per token, when the prompt
+holds its own feedback, another program's, or none? The prompt is the one that the ILF recipe sends.
+The wrong programs are CodeGen's, not the model's own. Half of the paper's feedback holds text that
+looks like code, so a part of the gain is copying, as it would be in the paper's own table.
+"""
+TUNING = """\
+## ILF, table 4 in shape: what to train on
+
+The paper's pass@1 on held-out MBPP tasks: 26 % base, 36 % ILF, 33 % people's refinements, 22 %
+MBPP's reference programs. Here: LoRA on at most one row of each task of the paper's train split;
+then all 88 tasks of a held-out set without near-duplicates, greedily, judged by MBPP+'s tests.
+"""
+NOT_RUN = """\
+## Not run
+
+- GIFT4Code's main table (no spec, TypeDesc, Examples, Summary, each for base and tuned model).
+- Inverse-Instruct's ablations of order and selection.
+- ILF with a refinement model of its own (`improver.ilf.refiner = own`), and ILF's table 2 by
+  sampling.
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Interval:
+    """A mean over tasks with its interval."""
+
+    mean: float
+    low: float
+    high: float
+
+    def text(self, form: str) -> str:
+        """As a cell of a table."""
+        return f"{self.mean:{form}} ({self.low:{form}} to {self.high:{form}})"
+
+
+def interval(values: Sequence[float], seed: int = 7) -> Interval:
+    """The mean of a value for each task; a paired difference is such a value."""
+    array = np.asarray(values, dtype=float)
+    rng = np.random.default_rng(seed)
+    places = rng.integers(0, len(array), (RESAMPLES, len(array)))
+    low, high = np.quantile(array[places].mean(axis=1), [0.025, 0.975])
+    return Interval(mean=float(array.mean()), low=float(low), high=float(high))
+
+
+def done(path: Path) -> dict[str, Json]:
+    """The finished units of a part; an unfinished last line is left away."""
+    if not path.exists():
+        return {}
+    with Journal(path) as journal:
+        return dict(journal.done)
+
+
+# --- ILF, table 2 ------------------------------------------------------------------------------
+
+
+def per_token(unit: Json, arm: str, *, changed: bool) -> float | None:
+    """Nats per token of a correction: all of it, or what the person changed of the program."""
+    values = unit["logprobs"][arm]
+    places = unit["changed"] if changed else range(len(values))
+    return float(np.mean([values[place] for place in places])) if len(places) else None
+
+
+def feedback_values(units: Sequence[Json], *, changed: bool) -> dict[str, list[float]]:
+    """By arm, the figure of each task that has one; the same tasks in each arm."""
+    arms: dict[str, list[float]] = {"own": [], "shuffled": [], "none": []}
+    for unit in units:
+        found = {arm: per_token(unit, arm, changed=changed) for arm in arms}
+        if all(value is not None for value in found.values()):
+            for arm, value in found.items():
+                arms[arm].append(float(value or 0.0))
+    return arms
+
+
+def feedback_section(units: Sequence[Json], images: Path) -> list[str]:
+    """Table 2 in words, figures and a plot."""
+    lines = [FEEDBACK]
+    bars: list[tuple[str, Interval]] = []
+    for model in NAMES:
+        some = [unit for unit in units if unit["model"] == model]
+        if not some:
+            lines += [f"{NAMES[model]}: not run.", ""]
+            continue
+        lines += _feedback_table(model, some, bars)
+    if bars:
+        name = "reproduction-feedback.png"
+        title = "What feedback adds to the log-probability of the changed tokens (nats per token)"
+        draw(images / name, title, bars)
+        lines += [f"![{title}](images/{name})", ""]
+    return lines
+
+
+def _feedback_table(
+    model: str, units: Sequence[Json], bars: list[tuple[str, Interval]]
+) -> list[str]:
+    every = feedback_values(units, changed=False)
+    edits = feedback_values(units, changed=True)
+    lines = [
+        f"**{NAMES[model]}**, {len(units)} of the paper's 191 usable triples in a seeded order "
+        f"(seed {units[0]['seed']}), weights in {units[0]['dtype']}:",
+        "",
+        f"| feedback in the prompt | whole correction (n = {len(every['own'])}) | "
+        f"only the tokens that the person changed (n = {len(edits['own'])}) |",
+        "|---|---|---|",
+    ]
+    for arm, words in (("own", "its own"), ("shuffled", "another program's"), ("none", "none")):
+        cells = [interval(values[arm]).text(".3f") for values in (every, edits)]
+        lines.append(f"| {words} | {cells[0]} | {cells[1]} |")
+    for other, words in (("shuffled", "another's"), ("none", "none")):
+        gains = [
+            interval(np.subtract(values["own"], values[other]).tolist())
+            for values in (every, edits)
+        ]
+        lines.append(
+            f"| **own minus {words}** | {gains[0].text('+.3f')} | {gains[1].text('+.3f')} |"
+        )
+        bars.append((f"{model}: own - {other}", gains[1]))
+    spare = interval(np.subtract(edits["shuffled"], edits["none"]).tolist())
+    won = np.mean(np.greater(edits["own"], edits["shuffled"]))
+    return [
+        *lines,
+        "",
+        f"The correction is likelier with its own feedback than with another's in {won:.0%} of the "
+        f"tasks.\nAnother program's feedback against none: {spare.text('+.3f')} on the changed "
+        "tokens.",
+        "",
+    ]
+
+
+# --- ILF, table 4 ------------------------------------------------------------------------------
+
+
+def tuning_section(units: dict[str, Json], images: Path) -> list[str]:
+    """Table 4 in shape."""
+    lines = [TUNING]
+    asked = [
+        unit
+        for unit in units.values()
+        if "passed" in unit and "arm" in unit and "prompts_sha256" in unit
+    ]
+    bars: list[tuple[str, Interval]] = []
+    for model in NAMES:
+        some = [unit for unit in asked if unit["model"] == model]
+        base = next((unit for unit in some if unit["arm"] == "base"), None)
+        if base is None:
+            lines += [f"{NAMES[model]}: not run.", ""]
+            continue
+        lines += _sampled(model, units) + _tuning_table(model, base, some, units, bars)
+    if bars:
+        name = "reproduction-tuning.png"
+        title = "pass@1 against the base model, difference on the same tasks"
+        draw(images / name, title, bars)
+        lines += [f"![{title}](images/{name})", ""]
+    return lines
+
+
+def _sampled(model: str, units: dict[str, Json]) -> list[str]:
+    lines = []
+    for arm in ("resample", "ilf"):
+        found = [u for key, u in units.items() if key.startswith(f"{model}|sample|{arm}|")]
+        if found:
+            solved = sum(u["passed"] > 0 for u in found)
+            drawn, right = (sum(u[name] for u in found) for name in ("samples", "passed"))
+            lines.append(
+                f"- {WORDS[arm]}: {right} of {drawn} samples at temperature 0.8 passed, "
+                f"{solved} of {len(found)} tasks have one."
+            )
+    return [f"**{NAMES[model]}**", "", *lines, ""]
+
+
+def _tuning_table(
+    model: str,
+    base: Json,
+    units: Sequence[Json],
+    every: dict[str, Json],
+    bars: list[tuple[str, Interval]],
+) -> list[str]:
+    tasks = sorted(base["passed"])
+    lines = [
+        "| learned | rows | seeds | learning rate, epochs | pass@1 | difference to the base |",
+        "|---|---|---|---|---|---|",
+        f"| {WORDS['base']} | | | | "
+        f"{interval([base['passed'][task] for task in tasks]).text('.1%')} | |",
+    ]
+    settings = sorted({(u["arm"], u["learning_rate"], u["epochs"]) for u in units if u is not base})
+    for arm, rate, epochs in settings:
+        runs = [
+            u for u in units if (u["arm"], u["learning_rate"], u["epochs"]) == (arm, rate, epochs)
+        ]
+        means = [float(np.mean([run["passed"][task] for run in runs])) for task in tasks]
+        gain = interval([mean - base["passed"][t] for mean, t in zip(means, tasks, strict=True)])
+        seed = runs[0]["seed"]
+        trained = every.get(f"{model}|trained|{arm}-{seed}-{rate:g}-{epochs}", {})
+        lines.append(
+            f"| {WORDS[arm]} | {trained.get('rows', '')} | {len(runs)} | {rate:g}, {epochs} | "
+            f"{interval(means).text('.1%')} | {gain.text('+.1%')} |"
+        )
+        bars.append((f"{model}: {arm} {rate:g}", gain))
+    return [*lines, ""]
+
+
+# --- the page ----------------------------------------------------------------------------------
+
+
+def write(work: Path, out: Path) -> None:
+    """Write the page and its plots."""
+    images = out / "images"
+    images.mkdir(parents=True, exist_ok=True)
+    lines = [
+        HEAD,
+        *feedback_section(list(done(work / "feedback.jsonl").values()), images),
+        *tuning_section(done(work / "tuning.jsonl"), images),
+        NOT_RUN,
+    ]
+    (out / "reproductions.md").write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
+
+
+def draw(path: Path, title: str, bars: Sequence[tuple[str, Interval]]) -> None:
+    """Draw means with their intervals as a PNG; zero is the line that counts."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    left, right, row, top = 330, 60, 40, 60
+    width, height = 1000, top + row * len(bars) + 50
+    low = min(0.0, *(bar.low for _, bar in bars))
+    high = max(0.0, *(bar.high for _, bar in bars))
+    margin = 0.05 * (high - low or 1.0)
+    low, high = low - margin, high + margin
+
+    def x(value: float) -> float:
+        return left + (width - left - right) * (value - low) / (high - low)
+
+    image = Image.new("RGB", (width, height), "white")
+    pen = ImageDraw.Draw(image)
+    font = ImageFont.load_default(16)
+    pen.text((12, 16), title, fill="black", font=font)
+    pen.line((x(0), top, x(0), height - 40), fill="#999999", width=2)
+    for place, (name, bar) in enumerate(bars):
+        y = top + row * place + row / 2
+        pen.text((12, y - 9), name, fill="black", font=font)
+        pen.line((x(bar.low), y, x(bar.high), y), fill="#2b6cb0", width=4)
+        pen.ellipse((x(bar.mean) - 6, y - 6, x(bar.mean) + 6, y + 6), fill="#2b6cb0")
+    for value in np.linspace(low + margin, high - margin, 5):
+        pen.text((x(value) - 20, height - 34), f"{value:+.2f}", fill="#555555", font=font)
+    pen.text((x(0) - 5, height - 56), "0", fill="#555555", font=font)
+    image.save(path, optimize=True)

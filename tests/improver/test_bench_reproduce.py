@@ -1,0 +1,209 @@
+"""The reproductions: arms hold what they say, figures are those of the units."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from improver.benchmarks.mbpp import read_task
+from improver.firewall import Firewall
+from improver.policy import Policy
+from improver.recipes.ilf import Control
+from improver.workspace import Journal
+from tests.improver.conftest import ExecJudge, StubServer
+from tests.improver.scripted import firewall
+
+BENCH = Path(__file__).parents[2] / "ops" / "bench"
+
+
+def script(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"bench_{name}", BENCH / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def bench() -> ModuleType:
+    return script("reproduce")
+
+
+@pytest.fixture(scope="module")
+def pages() -> ModuleType:
+    return script("reproduction_report")
+
+
+def annotation(number: int, split: str) -> dict[str, Any]:
+    prompt = (
+        f'"""\nWrite a function to add {number} to a number.\n\n'
+        f'>>> Example: add_{number}(1) = {number + 1}\n"""\n\ndef add_{number}(x):\n'
+    )
+    return {
+        "task_id": number,
+        "paper_split": split,
+        "prompt": prompt,
+        "original": f"{prompt}    return x - {number}\n",
+        "feedback": f"It subtracts {number}, and should add it.",
+        "refinement": f"{prompt}    return x + {number}\n",
+        "test": "def check(candidate):\n"
+        f"    assert candidate(1) == {number + 1}\n    assert candidate(5) == {number + 5}\n",
+    }
+
+
+@pytest.fixture
+def annotated(tmp_path: Path) -> Path:
+    splits = ("MBPP_Train", "MBPP_Train", "MBPP_Refine", "MBPP_Test")
+    path = tmp_path / "rows.jsonl"
+    rows = [annotation(number + 2, split) for number, split in enumerate(splits)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_only_the_split_that_is_asked_for_is_trained_on(bench: ModuleType, annotated: Path) -> None:
+    assert [case.interaction_id for case in bench.feedback_cases(annotated, "Train")] == ["2", "3"]
+    assert len(bench.feedback_cases(annotated)) == 4
+
+
+def test_the_changed_tokens_are_those_the_wrong_program_lacks(bench: ModuleType) -> None:
+    assert bench.changed([1, 2, 3, 4], [1, 2, 9, 9, 3, 4]) == [2, 3]
+    assert bench.changed([1, 2, 3], [1, 3]) == []
+    assert bench.changed([], [5, 6]) == [0, 1]
+
+
+def test_each_arm_learns_its_own_kind_of_answer(bench: ModuleType, annotated: Path) -> None:
+    cases = bench.feedback_cases(annotated, "Train")
+    own = {"program": "def add_2(x):\n    return 2 + x\n", "text": "Sure:\n```python\ndef add_2…"}
+    refined = {"program": "def add_3(x):\n    return 3 + x\n", "text": "…"}
+    sampled = {("resample", "2"): [own], ("ilf", "3"): [refined]}
+    rows = bench.training_rows(cases, sampled, {"2": "def add_2(x):\n  return x+2"}, firewall())
+    answers = {arm: [(row["id"], row["answer"]) for row in some] for arm, some in rows.items()}
+    assert answers["resample"] == [("resample-2", "Sure:\n```python\ndef add_2…\n```")]
+    assert answers["ilf"] == [("ilf-3", f"```python\n{refined['program']}```")]
+    assert [name for name, _ in answers["human"]] == ["human-2", "human-3"]
+    assert [name for name, _ in answers["gold"]] == ["gold-2"]
+    for row in rows["human"]:
+        assert "subtracts" not in row["messages"][-1]["content"], "the feedback is not in it"
+        assert f"({5})" not in row["messages"][-1]["content"], "nor is a hidden example"
+
+
+def test_nothing_near_the_examination_is_learned(bench: ModuleType, annotated: Path) -> None:
+    near, twin = cases = bench.feedback_cases(annotated, "Train")
+    row = {
+        "task_id": "e",
+        "text": near.messages[-1]["content"],
+        "entry_point": "add_2",
+        "visible_test": "assert add_2(1) == 3",
+        "base_tests": ["assert add_2(1) == 3"],
+    }
+    exam = Firewall([read_task(row, "row").exam()])
+    rows = bench.training_rows(cases, {}, {}, exam)
+    assert rows["human"] == []
+    assert not bench._clean(twin, exam)
+    assert bench._clean(twin, firewall())
+
+
+async def test_what_was_sampled_is_never_sampled_again(
+    bench: ModuleType, annotated: Path, server: StubServer, judge: ExecJudge, tmp_path: Path
+) -> None:
+    cases = bench.feedback_cases(annotated, "Train")
+    server.script = lambda body, index: (
+        "```python\n" + cases[0].demonstration if "add_2" in body["messages"][-1]["content"] else ""
+    )
+    work = bench.Work(
+        data=tmp_path, directory=tmp_path, model="m", limit=None, until=1e12, samples=2
+    )
+    async with Policy(server.url) as policy:
+        for _ in range(2):
+            with work.journal("tuning") as journal:
+                found = await bench._sample(work, cases, "base", policy, judge, journal)
+    assert len(server.bodies) == 2 * len(cases)
+    assert {key: len(passing) for key, passing in found.items()} == {
+        ("resample", "2"): 2,
+        ("ilf", "2"): 2,
+        ("resample", "3"): 0,
+        ("ilf", "3"): 0,
+    }
+    told = [body["messages"][-1]["content"] for body in server.bodies]
+    assert sum("### Feedback" in text for text in told) == len(cases)
+
+
+def test_out_of_time_nothing_more_is_begun(bench: ModuleType, tmp_path: Path) -> None:
+    work = bench.Work(data=tmp_path, directory=tmp_path, model="m", limit=None, until=0.0)
+    assert list(bench.units([1, 2, 3], work)) == []
+
+
+# --- the page ----------------------------------------------------------------------------------
+
+
+def unit(task: str, own: float, shuffled: float, none: float) -> dict[str, Any]:
+    arms = {"own": own, "shuffled": shuffled, "none": none}
+    return {
+        "model": "starter-small",
+        "task": task,
+        "seed": 7,
+        "dtype": "float32",
+        "changed": [1],
+        "logprobs": {arm: [-0.1, value, -0.1] for arm, value in arms.items()},
+    }
+
+
+def test_intervals_are_of_paired_differences(pages: ModuleType) -> None:
+    found = pages.interval([0.5] * 20)
+    assert (found.mean, found.low, found.high) == (0.5, 0.5, 0.5)
+    wide = pages.interval([0.0, 1.0] * 20)
+    assert wide.low < 0.5 < wide.high
+    values = pages.feedback_values([unit("a", -1, -2, -4)], changed=True)
+    assert values == {"own": [-1.0], "shuffled": [-2.0], "none": [-4.0]}
+    assert pages.feedback_values([unit("a", -1, -2, -4) | {"changed": []}], changed=True) == {
+        "own": [],
+        "shuffled": [],
+        "none": [],
+    }
+
+
+def test_the_page_holds_what_was_run_and_says_what_was_not(
+    pages: ModuleType, tmp_path: Path
+) -> None:
+    with Journal(tmp_path / "feedback.jsonl") as journal:
+        for number in range(9):
+            journal.add(str(number), unit(str(number), -1.0, -2.0 - number / 10, -4.0))
+    with Journal(tmp_path / "tuning.jsonl") as journal:
+        asked = {"model": "starter", "seed": 0, "learning_rate": 1e-4, "epochs": 2}
+        asked["prompts_sha256"] = "00"
+        journal.add(
+            "starter|asked|base", {**asked, "arm": "base", "passed": {"a": 1, "b": 0, "c": 0}}
+        )
+        journal.add(
+            "starter|asked|ilf-0", {**asked, "arm": "ilf", "passed": {"a": 1, "b": 1, "c": 0}}
+        )
+        journal.add("starter|trained|ilf-0-0.0001-2", {"rows": 31})
+        journal.add("starter|sample|ilf|3|1", {"samples": 3, "passed": 2, "passing": []})
+    pages.write(tmp_path, tmp_path / "out")
+    text = (tmp_path / "out" / "reproductions.md").read_text()
+    assert "| **own minus another's** | +0.467" in text
+    assert "Qwen2.5-Coder-0.5B-Instruct: not run." in text
+    assert "SmolLM2-135M-Instruct: not run." in text
+    assert "2 of 3 samples at temperature 0.8 passed, 1 of 1 tasks have one" in text
+    assert "| its own refinements after feedback (ILF) | 31 | 1 | 0.0001, 2 | 66.7%" in text
+    assert "+33.3%" in text
+    assert (tmp_path / "out" / "images" / "reproduction-feedback.png").stat().st_size > 1000
+
+
+def test_without_units_there_is_no_figure(pages: ModuleType, tmp_path: Path) -> None:
+    pages.write(tmp_path, tmp_path / "out")
+    text = (tmp_path / "out" / "reproductions.md").read_text()
+    assert text.count("not run.") == 4
+    assert ".png" not in text
+
+
+def test_shuffled_is_a_control_of_the_recipe(bench: ModuleType) -> None:
+    assert bench.FEEDBACK_ARMS["shuffled"] is Control.SHUFFLED
