@@ -37,7 +37,7 @@ LEASE_S = 60.0
 ALL_CYCLES = 1_000_000
 _WORDS = re.compile(rb"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}|[A-Za-z0-9_-]+")
 _ROWS = "*.jsonl"
-_SPENT = ("adapter", "checkpoint.pt", "journal.jsonl")
+_SPENT = ("adapter", "start", "checkpoints", "checkpoint.pt", "journal.jsonl")
 """What a cycle that learned from it does not need: copies of weights, notes for resuming."""
 
 
