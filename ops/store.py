@@ -1159,9 +1159,13 @@ class Store:
             raise NotFound(f"no cycle {cycle_id}")
         return found[0]
 
-    def cycles(self, *, state: CycleState | None = None, limit: int = 100) -> list[Cycle]:
-        """Return cycles, newest first."""
+    def cycles(
+        self, *, state: CycleState | None = None, limit: int = 100, before: str | None = None
+    ) -> list[Cycle]:
+        """Return cycles, newest first; `before` is the last id of the page before."""
         query = sa.select(cycles).order_by(cycles.c.id.desc()).limit(limit)
+        if before is not None:
+            query = query.where(cycles.c.id < before)
         if state is not None:
             query = query.where(cycles.c.state == state)
         return self._select(Cycle, query)

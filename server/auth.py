@@ -223,8 +223,8 @@ def scope_of(path: str) -> str:
 
 
 def is_open(path: str) -> bool:
-    """Whether no key is asked for here."""
-    return path in OPEN_PATHS or path == CONSOLE or path.startswith(f"{CONSOLE}/")
+    """Whether no key is asked for here. `/` leads to the console."""
+    return path in OPEN_PATHS or path in ("/", CONSOLE) or path.startswith(f"{CONSOLE}/")
 
 
 class Guarded:

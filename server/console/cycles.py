@@ -66,15 +66,14 @@ async def show_all(request: Request) -> Response:
     visitor = visitor_of(request)
     state = current(request)
     before = request.query_params.get("before", "")
-    cycles = await read(lambda: state.store.cycles(limit=1000))
-    start = next((i + 1 for i, cycle in enumerate(cycles) if cycle.id == before), 0)
+    cycles = await read(lambda: state.store.cycles(limit=LISTED + 1, before=before or None))
     return render(
         request,
         "cycles.html",
         visitor=visitor,
-        cycles=cycles[start : start + LISTED],
-        more=len(cycles) > start + LISTED,
-        exams={cycle.id: examination(cycle) for cycle in cycles[start : start + LISTED]},
+        cycles=cycles[:LISTED],
+        more=len(cycles) > LISTED,
+        exams={cycle.id: examination(cycle) for cycle in cycles[:LISTED]},
         recipes=RECIPES,
         recipe=state.improvement.settings.recipe,
     )

@@ -17,11 +17,17 @@ from server.console import (
     playground,
     signin,
 )
-from server.console.base import new_router
+from server.console.base import new_router, see_other
 from server.errors import NotFoundError
 
 router = APIRouter()
 _rest = new_router()
+
+
+@_rest.get("/")
+async def front(request: Request) -> Response:
+    """Send who opens the server in a browser to the console."""
+    return see_other(CONSOLE)
 
 
 @_rest.get(f"{CONSOLE}/{{rest:path}}")

@@ -59,6 +59,26 @@ RIGHT = {
         "    words = text.split()\n"
         "    return sorted(word for word in words if words.count(word) == 1)\n"
     ),
+    "balanced": (
+        "def balanced(text):\n"
+        "    pairs, waiting = {')': '(', ']': '[', '}': '{'}, []\n"
+        "    for one in text:\n"
+        "        if one in pairs.values():\n"
+        "            waiting.append(one)\n"
+        "        elif one in pairs and (not waiting or waiting.pop() != pairs[one]):\n"
+        "            return False\n"
+        "    return not waiting\n"
+    ),
+    "run_lengths": (
+        "from itertools import groupby\n\n"
+        "def run_lengths(text):\n"
+        "    return ''.join(f'{one}{len(list(same))}' for one, same in groupby(text))\n"
+    ),
+    "matrix_product": (
+        "def matrix_product(a, b):\n"
+        "    columns = list(zip(*b))\n"
+        "    return [[sum(x * y for x, y in zip(row, c)) for c in columns] for row in a]\n"
+    ),
     "merge": (
         "def merge(intervals):\n"
         "    merged = []\n"

@@ -183,6 +183,19 @@ def _hostile(server: Running) -> str:
 def test_every_page_shows_an_empty_installation(server: Running) -> None:
     for path in PAGES:
         _page(server.http, path)
+    assert server.http.get("/").headers["location"] == "/console"
+
+
+def test_cycles_come_in_pages(server: Running) -> None:
+    cycles = [records.cycle(state=CycleState.SUCCEEDED) for _ in range(26)]
+    for cycle in cycles:
+        server.store.add_cycle(cycle)
+    first = _page(server.http, "/cycles")
+    assert cycles[0].id not in first
+    assert f"before={cycles[1].id}" in first
+    rest = _page(server.http, f"/cycles?before={cycles[1].id}")
+    assert cycles[0].id in rest
+    assert cycles[1].id not in rest
 
 
 def test_what_is_not_there_is_a_page_too(shared: Running) -> None:
