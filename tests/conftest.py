@@ -7,16 +7,15 @@ import pwd
 import shutil
 import subprocess
 import tempfile
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 import hypothesis
 import pytest
-import sqlalchemy as sa
 
 from ops.registry import Registry
 from ops.store import Store
+from tests.databases import new_database
 from tests.real_engine import real_engine
 
 __all__ = ["real_engine"]
@@ -53,14 +52,8 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
 @pytest.fixture
 def postgres_database(postgres_url: str) -> Iterator[str]:
     """An empty database of its own on the throw-away PostgreSQL server."""
-    name = f"jm_{uuid.uuid4().hex}"
-    engine = sa.create_engine(postgres_url, isolation_level="AUTOCOMMIT")
-    with engine.connect() as connection:
-        connection.execute(sa.text(f"CREATE DATABASE {name} TEMPLATE template0"))
-    yield str(sa.make_url(postgres_url).set(database=name).render_as_string(hide_password=False))
-    with engine.connect() as connection:
-        connection.execute(sa.text(f"DROP DATABASE {name} WITH (FORCE)"))
-    engine.dispose()
+    with new_database(postgres_url) as url:
+        yield url
 
 
 @pytest.fixture

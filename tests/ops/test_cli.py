@@ -36,13 +36,15 @@ Run = Callable[..., Result]
 
 
 @pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+def run(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     """Run a command on a data directory of its own."""
     for name in list(os.environ):
         if name.startswith("JOURNEYMAN_"):
             monkeypatch.delenv(name)
     monkeypatch.setenv("JOURNEYMAN_DATA_DIR", str(tmp_path))
     monkeypatch.setenv("COLUMNS", "240")
+    if store.kind == "postgresql":
+        monkeypatch.setenv("JOURNEYMAN_STORE__URL", store.url)
     runner = CliRunner()
 
     def invoke(*arguments: str) -> Result:
@@ -456,6 +458,7 @@ def test_settings_are_shown_with_their_origin(
         '[server]\nport = 9000\n[store]\nurl = "postgresql://me:hunter2@db/x"\n'
     )
     monkeypatch.setenv("JOURNEYMAN_ENGINE__MODEL", "starter-small")
+    monkeypatch.delenv("JOURNEYMAN_STORE__URL", raising=False)
     rows = {
         row["name"]: row for row in json.loads(run("config", "show", "--origin", "--json").stdout)
     }
@@ -538,6 +541,8 @@ def test_a_directory_that_is_no_export_is_refused(
 def test_a_backup_is_written_and_restored(
     run: Run, main: Callable[..., tuple[int, str]], store: Store, tmp_path: Path
 ) -> None:
+    if store.kind != "sqlite":
+        pytest.skip("a new data directory is a new record with SQLite only")
     row = records.interaction()
     store.add([Recording(interaction=row)])
     out = tmp_path / "backup"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import tracemalloc
 from collections.abc import Iterator
@@ -30,19 +31,20 @@ from ops.records import (
 )
 from ops.registry import Registry
 from ops.store import Recording, Store
+from tests.databases import new_database
 from tests.ops import records
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def other(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
     """Another empty record, on either database."""
-    if request.param == "sqlite":
+    with contextlib.ExitStack() as stack:
         url = f"sqlite:///{tmp_path / 'other.db'}"
-    else:
-        url = request.getfixturevalue("postgres_database")
-    opened = Store.open(url)
-    yield opened
-    opened.close()
+        if request.param == "postgresql":
+            url = stack.enter_context(new_database(request.getfixturevalue("postgres_url")))
+        opened = Store.open(url)
+        stack.callback(opened.close)
+        yield opened
 
 
 def ask(store: Store, user: str | None = None, **changes: Any) -> Interaction:

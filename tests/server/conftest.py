@@ -27,6 +27,7 @@ from ops.settings import (
     RetentionSettings,
     ServerSettings,
     Settings,
+    StoreSettings,
 )
 from ops.store import Store
 from server.app import create_app
@@ -133,6 +134,7 @@ def serving(
     checker: AbstractAsyncContextManager[Checker] | None = None,
     retention: dict[str, Any] | None = None,
     release: ReleaseSettings | None = None,
+    store_url: str | None = None,
     **server: Any,
 ) -> Iterator[Running]:
     """Run a server in a thread until the block is left; then it shuts down gracefully."""
@@ -141,6 +143,7 @@ def serving(
     port = listening.getsockname()[1]
     settings = Settings(
         data_dir=data_dir,
+        store=StoreSettings(url=store_url),
         engine=EngineSettings(url=engine.url),
         retention=RetentionSettings(**(retention or {})),
         release=release or ReleaseSettings(),
