@@ -391,7 +391,9 @@ class CycleRun:
         rows = [r for name in dataset.FILES for r in read_lines(made / f"{name}.jsonl", Row)]
         self._check_again(rows)
         for name in dataset.FILES:
-            shutil.copyfile(made / f"{name}.jsonl", directory / f"{name}.jsonl")
+            # A dataset that an older version left has no preferences.
+            if (made / f"{name}.jsonl").exists():
+                shutil.copyfile(made / f"{name}.jsonl", directory / f"{name}.jsonl")
         adapter, trained = await self._adapter(directory, self.cycle.recipe, rows)
         too_long = trained.get("rows_too_long", [])
         dataset.drop_from_lineage(self.means.store, self.cycle.id, too_long, "too long")

@@ -214,6 +214,8 @@ def _train(section: Json) -> list[str]:
         )
     if swept := section.get("sweep"):
         lines.append(_sweep(swept))
+    if few := section.get("preferences_left_out"):
+        lines.append(f"{few} preferences, too few to learn from beside the rows: left out")
     if preferred := section.get("preferred"):
         lines.append(_preferred(preferred))
     return lines

@@ -34,6 +34,8 @@ POLL_S = 0.5
 LAST_WORDS_BYTES = 4000
 END_S = 10.0
 """How long the process may take to end when it is asked to; then it is killed."""
+LEAST_PREFERENCES = 8
+"""Fewer beside rows to imitate are left out: they would only shake what was learned."""
 SWEEP_ROWS = 96
 SWEEP_HELD_OUT = 48
 """Rows of a short run: enough to see which rates learn and which do harm, not how far one gets."""
@@ -94,12 +96,17 @@ async def run_training(
             raise TrainingError(f"the training process left no report: {error}") from error
         return report
 
-    prefers = job.preferences != "none" and _lines(directory / "preferences.jsonl") != []
-    if prefers and not _lines(directory / "train.jsonl"):
+    imitates = bool(_lines(directory / "train.jsonl"))
+    liked = len(_lines(directory / "preferences.jsonl")) if job.preferences != "none" else 0
+    # With nothing else to learn the process itself says that it is too little.
+    prefers = liked >= LEAST_PREFERENCES or (liked > 0 and not imitates)
+    if prefers and not imitates:
         report: Json = {}
     else:
         chosen, swept = await _sweep(directory, job, step)
         report = await step(directory, chosen) | ({"sweep": swept} if swept else {})
+    if liked and not prefers:
+        report |= {"preferences_left_out": liked}
     if not prefers:
         return report
     return await _prefer(directory, job, report, step)

@@ -256,8 +256,8 @@ async def test_preferences_go_on_from_what_was_trained(
     directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     steps = Steps(monkeypatch)
-    for name in ("preferences", "preferences_held_out"):
-        (directory / f"{name}.jsonl").write_text(json.dumps(ROWS[0]) + "\n")
+    (directory / "preferences_held_out.jsonl").write_text("")
+    (directory / "preferences.jsonl").write_text((json.dumps(ROWS[0]) + "\n") * 8)
     report = await train_it(directory, job(directory, preferences="dpo"))
     modules = ["improver.train", "improver.prefer"]
     assert [module for module, _, _ in steps.ran] == modules
@@ -266,6 +266,17 @@ async def test_preferences_go_on_from_what_was_trained(
     assert (directory / "adapter" / "made_by").read_text() == "improver.prefer"
     assert report["rows_too_long"] == modules
     assert report["preferred"]["steps"] == 3
+
+
+async def test_a_few_preferences_beside_rows_are_left_out(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps = Steps(monkeypatch)
+    (directory / "preferences.jsonl").write_text(json.dumps(ROWS[0]) + "\n")
+    report = await train_it(directory, job(directory, preferences="dpo"))
+    assert [module for module, _, _ in steps.ran] == ["improver.train"]
+    assert report["preferences_left_out"] == 1
+    assert "preferred" not in report
 
 
 async def test_preferences_alone_need_no_rows_to_imitate(

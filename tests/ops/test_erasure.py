@@ -353,6 +353,16 @@ def test_an_unfinished_stage_begins_anew(house: House) -> None:
     assert (partial.exists(), noted.exists(), kept.exists()) == (False, False, True)
 
 
+def test_where_preference_training_began_goes_too(house: House) -> None:
+    made = house.cycle(house.asked("ann"))
+    preferred = Path(made.directory, "train", "preferred")
+    for name in ("start", "adapter", "checkpoints"):
+        (preferred / name).mkdir(parents=True)
+        (preferred / name / "adapter_model.safetensors").write_text("weights")
+    house.eraser().erase("ann", actor="me")
+    assert list(preferred.iterdir()) == []
+
+
 def test_an_examination_that_quotes_the_user_goes_whole(house: House) -> None:
     anns = house.asked("ann")
     folder = house.directory / "evaluations"
