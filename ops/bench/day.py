@@ -53,7 +53,6 @@ EXAMPLES = ROOT / "ops" / "examples" / "feedback.jsonl"
 ERASED = "ann"
 USERS = ("ben", "cleo", ERASED)
 THINK_S = 4.0
-ANSWER_TOKENS = 160
 TARGET_RATIO = 1.5
 RUINOUS = 200.0
 """Times the learning rate of the settings: what comes of it must be rejected."""
@@ -127,7 +126,15 @@ def read_tasks(path: Path) -> list[Task]:
 class User:
     """Asks, waits, says what there is to say, thinks, and asks again."""
 
-    def __init__(self, name: str, http: httpx.AsyncClient, tasks: Sequence[Task], diary: Diary):
+    def __init__(
+        self,
+        name: str,
+        http: httpx.AsyncClient,
+        tasks: Sequence[Task],
+        diary: Diary,
+        tokens: int,
+    ) -> None:
+        self._tokens = tokens
         self._name = name
         self._http = http
         self._tasks = tasks
@@ -154,7 +161,7 @@ class User:
         body: JSON = {
             "model": "code",
             "messages": [{"role": "user", "content": task.text}],
-            "max_tokens": ANSWER_TOKENS,
+            "max_tokens": self._tokens,
             "temperature": 0.8,
             "user": self._name,
         }
@@ -216,10 +223,26 @@ class User:
 # --- the installation -------------------------------------------------------------------------
 
 
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """How much is done in a day. `tasks`: what a cycle learns from, and is examined with."""
+
+    minutes: float
+    after: float
+    """Minutes that are granted to cycles that still run when the day is over."""
+    tokens: int
+    tasks: int
+
+    @property
+    def cycle_every_minutes(self) -> int:
+        """How often the clock asks for a cycle."""
+        return max(2, int(self.minutes * 0.45))
+
+
 class Installation:
     """A running `journeyman up` on a data directory of its own."""
 
-    def __init__(self, data_dir: Path, model: str, *, cycle_every_minutes: int) -> None:
+    def __init__(self, data_dir: Path, model: str, plan: Plan) -> None:
         self.data_dir = data_dir
         self.port, engine_port = _free_port(), _free_port()
         self.url = f"http://127.0.0.1:{self.port}"
@@ -229,19 +252,19 @@ class Installation:
             "JOURNEYMAN_ENGINE__PORT": str(engine_port),
             "JOURNEYMAN_ENGINE__MODEL": model,
             "JOURNEYMAN_ENGINE__MAX_MODEL_LEN": "2048",
-            "JOURNEYMAN_IMPROVER__SCHEDULE": f"*/{cycle_every_minutes} * * * *",
+            "JOURNEYMAN_IMPROVER__SCHEDULE": f"*/{plan.cycle_every_minutes} * * * *",
             "JOURNEYMAN_IMPROVER__AFTER_FEEDBACK": "100000",
             # So small that a cycle takes minutes; every stage still does its real work.
             "JOURNEYMAN_IMPROVER__ILF__SAMPLES": "2",
-            "JOURNEYMAN_IMPROVER__ILF__MAX_INTERACTIONS": "24",
-            "JOURNEYMAN_IMPROVER__ILF__MAX_ANSWER_TOKENS": str(ANSWER_TOKENS),
-            "JOURNEYMAN_IMPROVER__ILF__MIN_ROWS": "4",
+            "JOURNEYMAN_IMPROVER__ILF__MAX_INTERACTIONS": str(plan.tasks),
+            "JOURNEYMAN_IMPROVER__ILF__MAX_ANSWER_TOKENS": str(plan.tokens),
+            "JOURNEYMAN_IMPROVER__ILF__MIN_ROWS": "2",
             "JOURNEYMAN_IMPROVER__ILF__DEMONSTRATIONS": "all",
             "JOURNEYMAN_IMPROVER__TRAIN__LEARNING_RATE": "0.0005",
-            "JOURNEYMAN_IMPROVER__GATE__MAX_TASKS": "16",
-            "JOURNEYMAN_IMPROVER__GATE__GUARD_TASKS": "8",
-            "JOURNEYMAN_IMPROVER__GATE__REPLAY_TASKS": "8",
-            "JOURNEYMAN_IMPROVER__GATE__MAX_ANSWER_TOKENS": str(ANSWER_TOKENS),
+            "JOURNEYMAN_IMPROVER__GATE__MAX_TASKS": str(plan.tasks),
+            "JOURNEYMAN_IMPROVER__GATE__GUARD_TASKS": str(plan.tasks // 4),
+            "JOURNEYMAN_IMPROVER__GATE__REPLAY_TASKS": str(plan.tasks // 4),
+            "JOURNEYMAN_IMPROVER__GATE__MAX_ANSWER_TOKENS": str(plan.tokens),
         }
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -314,11 +337,12 @@ def _free_port() -> int:
 class Day:
     """What is done to the installation, and when. Shares are of the day's length."""
 
-    def __init__(self, system: Installation, store: Store, diary: Diary, minutes: float) -> None:
+    def __init__(self, system: Installation, store: Store, diary: Diary, plan: Plan) -> None:
+        self._plan = plan
         self._system = system
         self._store = store
         self._diary = diary
-        self._length_s = minutes * 60
+        self._length_s = plan.minutes * 60
         self._began = time.monotonic()
 
     async def run(self, http: httpx.AsyncClient) -> None:
@@ -334,7 +358,7 @@ class Day:
             )
         ]
         await asyncio.sleep(self._left(1.0))
-        give_up = time.monotonic() + max(self._length_s / 2, 300)
+        give_up = time.monotonic() + self._plan.after * 60
         while time.monotonic() < give_up and not await asyncio.to_thread(self._at_rest):
             await asyncio.sleep(2)
         for task in chaos:
@@ -417,13 +441,13 @@ class Day:
     ann: User
 
 
-async def live(system: Installation, store: Store, tasks: Sequence[Task], minutes: float) -> Diary:
+async def live(system: Installation, store: Store, tasks: Sequence[Task], plan: Plan) -> Diary:
     """Let users and accidents happen."""
     diary = Diary()
     timeout = httpx.Timeout(300, connect=10)
     async with httpx.AsyncClient(base_url=system.url, timeout=timeout) as http:
-        users = [User(name, http, tasks, diary) for name in USERS]
-        day = Day(system, store, diary, minutes)
+        users = [User(name, http, tasks, diary, plan.tokens) for name in USERS]
+        day = Day(system, store, diary, plan)
         day.ann = users[-1]
         lives = [asyncio.create_task(user.live()) for user in users]
         try:
@@ -601,27 +625,41 @@ def main() -> int:
     """Run the day and return 0 when nothing was lost and the bad candidate was rejected."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
     parser.add_argument("--minutes", type=float, default=30.0)
+    parser.add_argument(
+        "--after", type=float, default=15.0, help="minutes for cycles that still run at the end"
+    )
     parser.add_argument("--model", default="starter-small")
+    parser.add_argument("--tokens", type=int, default=160, help="longest answer")
+    parser.add_argument(
+        "--tasks", type=int, default=16, help="what a cycle learns from, and is examined with"
+    )
     parser.add_argument("--data", type=Path, help="has train/ilf_human_feedback.jsonl")
     parser.add_argument("--data-dir", type=Path, help="kept; default: a temporary directory")
     parser.add_argument("--out", type=Path, help="where the report goes, in Markdown")
     given = parser.parse_args()
     source = given.data / "train" / "ilf_human_feedback.jsonl" if given.data else EXAMPLES
     tasks = read_tasks(source)
+    # Started in the background, a script ignores SIGINT; nothing of the day may outlive it.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     with contextlib.ExitStack() as stack:
         data_dir = given.data_dir or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         data_dir.mkdir(parents=True, exist_ok=True)
-        every = max(2, int(given.minutes * 0.45))
-        system = Installation(data_dir, given.model, cycle_every_minutes=every)
+        plan = Plan(
+            minutes=given.minutes, after=given.after, tokens=given.tokens, tasks=given.tasks
+        )
+        system = Installation(data_dir, given.model, plan)
         stack.callback(system.stop)
         system.start()
         print(f"ready at {system.url}; data in {data_dir}; {len(tasks)} tasks", flush=True)
         system.command("import", str(source), "--format", "ilf")
         store = Store.open(f"sqlite:///{data_dir / 'journeyman.db'}")
         stack.callback(store.close)
-        diary = asyncio.run(live(system, store, tasks, given.minutes))
+        diary = asyncio.run(live(system, store, tasks, plan))
         system.stop()
-        command = f"python ops/bench/day.py --minutes {given.minutes:g} --model {given.model}"
+        command = (
+            f"python ops/bench/day.py --minutes {given.minutes:g} --model {given.model} "
+            f"--tokens {given.tokens} --tasks {given.tasks}"
+        )
         text = report(store, diary, command=command, model=given.model, minutes=given.minutes)
         print(text)
         if given.out is not None:
