@@ -70,6 +70,7 @@ _STEPS: Mapping[AdapterState, frozenset[AdapterState]] = {
 }
 """From which states a state is reached without force. A champion leaves by `_leave_champion`."""
 _FORCED = _STEPS[AdapterState.CHAMPION] | {AdapterState.BUILT, AdapterState.REJECTED}
+_SERVING = frozenset((AdapterState.SHADOW, AdapterState.CANARY, AdapterState.CHAMPION))
 ABANDONED_S = 3600.0
 """Files that nothing in the record names are swept when they are older than this."""
 DRAINED_S = 3600.0
@@ -505,21 +506,26 @@ class Registry:
         self._store.transition([change], unpointed=version)
         self._remove(place)
 
-    def expendable(self, *, keep_recent: int, keep_best: int) -> list[Adapter]:
+    def expendable(
+        self, *, keep_recent: int, keep_best: int, drained_s: float | None = None
+    ) -> list[Adapter]:
         """Return the versions that retention would erase, newest first.
 
         Kept are the newest, the best by the share of target tasks they solved, whatever an alias
-        points at (so never the way back), and what a running cycle has in hand. What learned from
-        data that were erased is kept only until requests on it must have ended.
+        points at (so never the way back), what a running cycle has in hand, and what left service
+        so lately that requests may still run on it: an engine that reads it again without its
+        files ends. What learned from data that were erased is kept for no other reason than that.
 
         Args:
             keep_recent: how many of the newest, at least 1.
             keep_best: how many of the best beside them.
+            drained_s: how long requests may run; unset: `DRAINED_S`.
         """
+        drained = timedelta(seconds=DRAINED_S if drained_s is None else drained_s)
         adapters = [a for a in self._store.adapters() if a.state is not AdapterState.ERASED]
         kept = set(self._store.aliases().values())
         clean = [a for a in adapters if a.tainted_by is None]
-        kept |= {a.version for a in adapters if a.tainted_by is not None and self._draining(a)}
+        kept |= {a.version for a in adapters if self._draining(a, drained)}
         kept |= {a.version for a in clean[: max(1, keep_recent)]}
         scored = [(score, a.version) for a in clean if (score := self._score(a)) is not None]
         kept |= {version for _, version in sorted(scored, reverse=True)[:keep_best]}
@@ -532,11 +538,15 @@ class Registry:
             and a.state in _STEPS[AdapterState.ERASED]
         ]
 
-    def retain(self, *, keep_recent: int, keep_best: int, actor: str) -> list[Adapter]:
+    def retain(
+        self, *, keep_recent: int, keep_best: int, actor: str, drained_s: float | None = None
+    ) -> list[Adapter]:
         """Erase what `expendable` names, sweep, and return what was erased."""
         erased = []
         reason = f"not among the {keep_recent} newest or the {keep_best} best"
-        for adapter in self.expendable(keep_recent=keep_recent, keep_best=keep_best):
+        for adapter in self.expendable(
+            keep_recent=keep_recent, keep_best=keep_best, drained_s=drained_s
+        ):
             try:
                 self.erase(adapter.version, actor=actor, reason=reason)
             except (ArtifactError, Conflict, RegistryError):
@@ -576,10 +586,11 @@ class Registry:
             return
         shutil.rmtree(away, ignore_errors=True)
 
-    def _draining(self, adapter: Adapter) -> bool:
+    def _draining(self, adapter: Adapter, drained: timedelta) -> bool:
         """Whether requests may still run on a version that left service."""
-        left = self._store.transitions(adapter.version)[-1].at
-        return now() - left < timedelta(seconds=DRAINED_S)
+        history = self._store.transitions(adapter.version)
+        served = adapter.tainted_by is not None or any(t.to_state in _SERVING for t in history)
+        return served and now() - history[-1].at < drained
 
     def _score(self, adapter: Adapter) -> float | None:
         """Share of target tasks it solved when it was last examined."""

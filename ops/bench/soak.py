@@ -234,6 +234,7 @@ async def soak(
     clients: int = 3,
     kill_at: int | None = None,
     pause_s: float = 1.5,
+    drained_s: float = 30.0,
     say: Callable[[str], None] = print,
 ) -> Findings:
     """Swap under load and return what was seen.
@@ -244,6 +245,7 @@ async def soak(
         clients: how many stream from `code` at once; one more asks for the base model.
         kill_at: the swap during which the engine is killed; None: it is not.
         pause_s: load without a swap, after each.
+        drained_s: how long no request runs, after which retention may erase what it was asked of.
         say: is told how it goes.
     """
     found, stop = Findings(), asyncio.Event()
@@ -261,7 +263,7 @@ async def soak(
                 swap = await _swap(session, system, number, found, kill=killed)
                 found.swaps.append(swap)
                 await asyncio.sleep(pause_s)
-                await _retain(session, system, found)
+                await _retain(session, system, found, drained_s)
                 if number % 10 == 9 or number == swaps - 1 or killed:
                     say(_progress(number + 1, found))
         finally:
@@ -365,9 +367,13 @@ async def _until(
         await asyncio.sleep(0.05)
 
 
-async def _retain(session: aiohttp.ClientSession, system: System, found: Findings) -> None:
+async def _retain(
+    session: aiohttp.ClientSession, system: System, found: Findings, drained_s: float
+) -> None:
     """Erase what retention at its hardest erases, and look whether it was too early."""
-    gone = await asyncio.to_thread(system.registry.retain, keep_recent=1, keep_best=0, actor="soak")
+    gone = await asyncio.to_thread(
+        system.registry.retain, keep_recent=1, keep_best=0, actor="soak", drained_s=drained_s
+    )
     found.erased += len(gone)
     in_service = [swap.version for swap in found.swaps]
     for adapter in gone:
@@ -457,7 +463,9 @@ def slopes(found: Findings) -> dict[str, list[float]]:
 def _ms(samples: list[float], quantile: float) -> float:
     if len(samples) < 2:
         return float("nan")
-    return statistics.quantiles(samples, n=1000)[int(quantile * 1000) - 1] * 1000
+    return (
+        statistics.quantiles(samples, n=1000, method="inclusive")[int(quantile * 1000) - 1] * 1000
+    )
 
 
 def report(found: Findings) -> tuple[list[str], bool]:
@@ -593,6 +601,8 @@ class Installation:
             "JOURNEYMAN_ENGINE__PORT": str(self._engine_port),
             "JOURNEYMAN_ENGINE__MODEL": model,
             "JOURNEYMAN_ENGINE__MAX_MODEL_LEN": "2048",
+            # One that goes back by itself would not be the swap that is waited for.
+            "JOURNEYMAN_RELEASE__WATCH_HOURS": "0",
         }
         with self._log.open("wb") as log:
             self.process = subprocess.Popen(

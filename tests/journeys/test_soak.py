@@ -89,7 +89,7 @@ def test_swaps_with_a_kill_fail_nothing_and_mix_nothing(
     bench: ModuleType, faked: Any, engine: FakeEngine
 ) -> None:
     faked.kill = _killer(engine)
-    found = asyncio.run(bench.soak(faked, swaps=6, kill_at=3, pause_s=0.2, **QUIET))
+    found = asyncio.run(bench.soak(faked, swaps=6, kill_at=3, pause_s=0.2, drained_s=0.5, **QUIET))
     assert found.faults() == []
     assert [swap.rollback for swap in found.swaps] == [False] * 4 + [True, False]
     assert found.records > 20

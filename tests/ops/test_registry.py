@@ -292,6 +292,16 @@ def test_retention_keeps_recent_and_best_and_never_the_way_back(
     assert back.version == first.version
 
 
+def test_what_requests_may_still_run_on_is_kept(registry: Registry) -> None:
+    first = _promoted(registry, "a")
+    for content in "bc":
+        _promoted(registry, content)
+    assert registry.retain(keep_recent=1, keep_best=0, actor="me") == []
+    registry.verify(first)
+    erased = registry.retain(keep_recent=1, keep_best=0, actor="me", drained_s=0)
+    assert [a.version for a in erased] == [first.version]
+
+
 def test_what_a_running_cycle_has_in_hand_is_kept(registry: Registry, store: Store) -> None:
     running = cycle(state="running")
     store.add_cycle(running)
