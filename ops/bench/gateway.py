@@ -437,6 +437,12 @@ async def measure(ways: list[Way], options: argparse.Namespace) -> None:
             if ours:
                 note("  added p50 beyond one flush", f"{more50 - flush50:7.2f} ms")
             note("  CPU per request", f"{cpu[way.name] / len(way.latencies_s) * 1e3:7.2f} ms")
+        many = next((w for w in ways if " rows" in w.name), None)
+        if many is not None:
+            for quantile in (0.5, 0.99):
+                few_ms, many_ms = (_ms(w.latencies_s, quantile) for w in (ways[1], many))
+                name = f"p{quantile * 100:.0f} with {options.rows} rows to that with {FEW}"
+                note(name, f"{many_ms / few_ms:7.2f}", "the same")
         per_core = {}
         for way in [w for w in ways[1:] if " rows" not in w.name]:
             rate, per_core[way.name] = await flat_out(session, way, options.seconds / 2)
