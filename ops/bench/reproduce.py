@@ -12,6 +12,9 @@ The parts:
                (`ilf`), on people's (`human`), on reference programs (`gold`), and on its own right
                answers (`resample`: rejection sampling), for the same tasks; pass@1 on MBPP tasks
                that none of them is near to. Starts an engine of its own, on a free port.
+    order      Inverse-Instruct's ablations (arXiv 2407.05700): self-made pairs first, last or mixed
+               in, chosen by the judge or at random, or none; by the loss on held-out pairs of the
+               corpus (`train/codeinstruct_python.jsonl`). Starts an engine of its own as well.
 
 Each finished unit of work is a line of `PART.jsonl` in the work directory, so a run that was
 killed, or was given only so many `--minutes`, goes on where it was. `report` makes tables with
@@ -44,17 +47,22 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from improver import importer, score
+from improver import corpus, importer, score
 from improver.attempts import Attempted, attempt, together
 from improver.benchmarks.base import Task, read_jsonl
 from improver.benchmarks.mbpp import TaskFile
+from improver.corpus import Snippet
+from improver.dataset import split
 from improver.firewall import Firewall
 from improver.policy import Policy
 from improver.recipes import ilf
-from improver.recipes.base import case_seed, fenced, live_messages, request_text
+from improver.recipes.base import Tools, case_seed, fenced, live_messages, request_text
 from improver.recipes.ilf import Control
+from improver.recipes.inverse_instruct import InverseInstruct, Order, Selection, arrange
+from improver.recipes.inverse_instruct import Options as InverseOptions
+from improver.trace import Runner
 from improver.trainer import run_training
-from improver.types import Case, TrainJob
+from improver.types import Case, Phase, Row, TrainJob, to_json
 from improver.workspace import Journal
 from ops import models, services
 from ops.models import Model
@@ -413,10 +421,31 @@ async def _trained(
     if f"{work.model}|asked|{name}" in journal.done:
         return None
     directory = work.directory / "adapters" / f"{work.model}-{name}"
+    report = await fit(work, model, directory, rows, [], seed)
+    key = f"{work.model}|trained|{name}"
+    if key not in journal.done:
+        told = ("rows", "steps", "loss_first", "loss_last", "tokens_per_s")
+        journal.add(key, {"arm": arm, "seed": seed} | {one: report[one] for one in told})
+    say(f"trained {name}: {len(rows)} rows, {report['train_s']} s")
+    body = {"lora_name": name, "lora_path": str(directory / "adapter")}
+    async with httpx.AsyncClient(timeout=120) as client:
+        (await client.post(f"{url}/v1/load_lora_adapter", json=body)).raise_for_status()
+    return name
+
+
+async def fit(
+    work: Work,
+    model: Model,
+    directory: Path,
+    rows: Sequence[Json],
+    held_out: Sequence[Json],
+    seed: int,
+) -> Json:
+    """Train an adapter to the end, without an early stop; return the report."""
     directory.mkdir(parents=True, exist_ok=True)
-    lines = "".join(json.dumps(row) + "\n" for row in rows)
-    (directory / "train.jsonl").write_text(lines, encoding="utf-8")
-    (directory / "held_out.jsonl").write_text("", encoding="utf-8")
+    for name, some in (("train", rows), ("held_out", held_out)):
+        lines = "".join(json.dumps(row) + "\n" for row in some)
+        (directory / f"{name}.jsonl").write_text(lines, encoding="utf-8")
     job = TrainJob(
         base_directory=str(model.directory),
         base_name=model.name,
@@ -430,18 +459,10 @@ async def _trained(
         batch_rows=8,
         max_tokens=1024,
         seed=seed,
+        patience=1_000_000,
     )
     environment = os.environ | services.cpu_environment()
-    report = await run_training(directory, job, nice=10, environment=environment)
-    key = f"{work.model}|trained|{name}"
-    if key not in journal.done:
-        told = ("rows", "steps", "loss_first", "loss_last", "tokens_per_s")
-        journal.add(key, {"arm": arm, "seed": seed} | {one: report[one] for one in told})
-    say(f"trained {name}: {len(rows)} rows, {report['train_s']} s")
-    body = {"lora_name": name, "lora_path": str(directory / "adapter")}
-    async with httpx.AsyncClient(timeout=120) as client:
-        (await client.post(f"{url}/v1/load_lora_adapter", json=body)).raise_for_status()
-    return name
+    return await run_training(directory, job, nice=10, environment=environment)
 
 
 async def _examine(
@@ -480,7 +501,87 @@ async def _examine(
     say(f"{name}: {sum(one.passed for one in scores)} of {len(tasks)}")
 
 
-PARTS: dict[str, Callable[[Work], None]] = {"feedback": feedback, "tuning": tuning}
+# --- Inverse-Instruct: order and selection -----------------------------------------------------
+
+
+def order(work: Work) -> None:
+    """Make the pairs with an engine, then train each arm without it."""
+    model = models.resolve(work.model)
+    read = corpus.read_corpus(work.data / "train" / "codeinstruct_python.jsonl").snippets
+    snippets = corpus.draw(read, work.limit or 200, SEED)
+    tasks = TaskFile(work.data / "eval" / "mbpp_eval.jsonl").tasks()
+    firewall = Firewall(task.exam() for task in tasks)
+
+    async def build() -> dict[str, list[Row]]:
+        with engine(model, work) as url:
+            async with _asked(url, Limits(wall_s=10.0, cpu_s=8)) as (policy, pool):
+                policy.model = model.name
+                return await pairs(work, snippets, policy, pool, firewall)
+
+    built = asyncio.run(build())
+    asyncio.run(ablations(work, model, built))
+
+
+async def pairs(
+    work: Work, snippets: Sequence[Snippet], policy: Policy, pool: Runner, firewall: Firewall
+) -> dict[str, list[Row]]:
+    """The recipe's rows, with its own selection and with none; what was asked is kept."""
+    found = {}
+    for selection in (Selection.AUTO, Selection.RANDOM):
+        options = InverseOptions(summaries=work.samples, selection=selection)
+        with work.journal("order-asked") as journal:
+            tools = Tools(policy=policy, pool=pool, firewall=firewall, journal=journal, seed=SEED)
+            recipe = InverseInstruct(options, snippets=snippets, runner=pool)
+            built = await recipe.build([], tools)
+        say(f"{selection}: {json.dumps(built.report)[:300]}")
+        found[str(selection)] = built.rows
+    return found
+
+
+def order_arms(built: Mapping[str, Sequence[Row]]) -> dict[str, tuple[list[Json], list[Json]]]:
+    """The rows of each arm and the held-out ones: pairs of the corpus alone, the same for all."""
+    judged = split(built[str(Selection.AUTO)], held_out_share=0.2, seed=SEED)
+    # A short program has a group of its own: by likeness alone its other instruction might stay.
+    held = {row.program for row in judged.held_out}
+    kept = [row for row in judged.train if row.program not in held]
+    seen = {row.program for row in kept}
+    drawn = [row for row in built[str(Selection.RANDOM)] if row.program in seen]
+    trusted = int(Phase.TRUSTED)
+    held_out = [row for row in judged.held_out if row.provenance["phase"] == trusted]
+    only = [row for row in kept if row.provenance["phase"] == trusted]
+    arms = {
+        "self_made_first": arrange(kept, Order.SELF_MADE_FIRST, SEED),
+        "trusted_first": arrange(kept, Order.TRUSTED_FIRST, SEED),
+        "mixed": arrange(kept, Order.MIXED, SEED),
+        "chosen_at_random": arrange(drawn, Order.SELF_MADE_FIRST, SEED),
+        "trusted_only": only,
+    }
+    return {arm: ([to_json(r) for r in rows], _plain(held_out)) for arm, rows in arms.items()}
+
+
+def _plain(rows: Sequence[Row]) -> list[Json]:
+    """Held-out rows without a phase: they are looked at whichever phase is the last."""
+    return [{"id": row.id, "messages": row.messages, "answer": row.answer} for row in rows]
+
+
+async def ablations(work: Work, model: Model, built: Mapping[str, Sequence[Row]]) -> None:
+    """Train every arm with every seed."""
+    with work.journal("order") as journal:
+        for seed in range(work.seeds):
+            for arm, (rows, held_out) in order_arms(built).items():
+                key = f"{work.model}|{arm}|{seed}|{work.learning_rate:g}"
+                if key in journal.done or not work.left() or not rows:
+                    continue
+                directory = work.directory / "orders" / key.replace("|", "-")
+                report = await fit(work, model, directory, rows, held_out, seed)
+                looks = [one["held_out_loss"] for one in report["curve"] if "held_out_loss" in one]
+                told = {"model": work.model, "arm": arm, "seed": seed, "rows": len(rows)}
+                told |= {"learning_rate": work.learning_rate, "held_out": len(held_out)}
+                journal.add(key, told | {"loss_base": looks[0], "loss": looks[-1]})
+                say(f"{key}: {looks[0]:.4f} to {looks[-1]:.4f}")
+
+
+PARTS: dict[str, Callable[[Work], None]] = {"feedback": feedback, "tuning": tuning, "order": order}
 
 
 def main() -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -16,8 +17,10 @@ from improver.firewall import Firewall
 from improver.policy import Policy
 from improver.recipes.ilf import Control
 from improver.workspace import Journal
+from ops.models import Model
 from tests.improver.conftest import ExecJudge, StubServer
 from tests.improver.scripted import firewall
+from tests.improver.test_screen import row
 
 BENCH = Path(__file__).parents[2] / "ops" / "bench"
 
@@ -90,21 +93,21 @@ def test_each_arm_learns_its_own_kind_of_answer(bench: ModuleType, annotated: Pa
     assert answers["ilf"] == [("ilf-3", f"```python\n{refined['program']}```")]
     assert [name for name, _ in answers["human"]] == ["human-2", "human-3"]
     assert [name for name, _ in answers["gold"]] == ["gold-2"]
-    for row in rows["human"]:
-        assert "subtracts" not in row["messages"][-1]["content"], "the feedback is not in it"
-        assert f"({5})" not in row["messages"][-1]["content"], "nor is a hidden example"
+    for one in rows["human"]:
+        assert "subtracts" not in one["messages"][-1]["content"], "the feedback is not in it"
+        assert "(5)" not in one["messages"][-1]["content"], "nor is a hidden example"
 
 
 def test_nothing_near_the_examination_is_learned(bench: ModuleType, annotated: Path) -> None:
     near, twin = cases = bench.feedback_cases(annotated, "Train")
-    row = {
+    asked = {
         "task_id": "e",
         "text": near.messages[-1]["content"],
         "entry_point": "add_2",
         "visible_test": "assert add_2(1) == 3",
         "base_tests": ["assert add_2(1) == 3"],
     }
-    exam = Firewall([read_task(row, "row").exam()])
+    exam = Firewall([read_task(asked, "row").exam()])
     rows = bench.training_rows(cases, {}, {}, exam)
     assert rows["human"] == []
     assert not bench._clean(twin, exam)
@@ -134,6 +137,64 @@ async def test_what_was_sampled_is_never_sampled_again(
     }
     told = [body["messages"][-1]["content"] for body in server.bodies]
     assert sum("### Feedback" in text for text in told) == len(cases)
+
+
+def made_rows(bench: ModuleType, selection: str) -> list[Any]:
+    rows = []
+    for number in range(40):
+        for phase, epochs in ((1, 1), (2, 2)):
+            told = {"phase": phase, "epochs": epochs}
+            made = row(number, f"def f(x):\n    return x * {number}\n")
+            program = f"{selection}-{phase}"
+            rows.append(
+                replace(made, id=f"{made.id}{program}", provenance=told, program_sha256=program)
+            )
+    return rows
+
+
+def test_arms_of_order_hold_out_the_same_pairs_of_the_corpus(bench: ModuleType) -> None:
+    built = {name: made_rows(bench, name) for name in ("auto", "random")}
+    arms = bench.order_arms(built)
+    held = {tuple(one["id"] for one in held_out) for _, held_out in arms.values()}
+    assert len(held) == 1
+    [ids] = held
+    assert ids
+    assert all(name.endswith("auto-2") for name in ids), "none that was self-made"
+    phases = {arm: [one["provenance"]["phase"] for one in rows] for arm, (rows, _) in arms.items()}
+    assert phases["self_made_first"] == sorted(phases["self_made_first"])
+    first = arms["trusted_first"][0][0]
+    assert (first["provenance"]["phase"], first["provenance"]["epochs"]) == (1, 2)
+    assert set(phases["mixed"]) == {1}
+    assert set(phases["trusted_only"]) == {2}
+    assert len(phases["self_made_first"]) == 2 * len(phases["trusted_only"])
+    asked = {one["messages"][-1]["content"] for one in arms["trusted_only"][1]}
+    for rows, _ in arms.values():
+        assert asked.isdisjoint(one["messages"][-1]["content"] for one in rows)
+
+
+async def test_every_arm_is_trained_once_with_every_seed(
+    bench: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran: list[str] = []
+
+    async def train(directory: Path, job: Any, **more: Any) -> dict[str, Any]:
+        ran.append(directory.name)
+        assert (directory / "train.jsonl").read_text().count("\n") > 0
+        return {"curve": [{"held_out_loss": 2.0}, {"loss": 1.0}, {"held_out_loss": 1.5}]}
+
+    monkeypatch.setattr(bench, "run_training", train)
+    model = Model(name="m", directory=tmp_path, sha256="00", origin="test")
+    built = {name: made_rows(bench, name) for name in ("auto", "random")}
+    work = bench.Work(
+        data=tmp_path, directory=tmp_path, model="starter", limit=None, until=1e12, seeds=2
+    )
+    for _ in range(2):
+        await bench.ablations(work, model, built)
+    assert len(ran) == len(set(ran)) == 2 * 5
+    told = list(script("reproduction_report").done(tmp_path / "order.jsonl").values())
+    text = "\n".join(script("reproduction_report").order_section(told))
+    assert "| trusted only | " in text
+    assert "| 2 | 2.0000 | 1.5000 (1.5000 to 1.5000) |" in text
 
 
 def test_out_of_time_nothing_more_is_begun(bench: ModuleType, tmp_path: Path) -> None:
