@@ -127,6 +127,11 @@ def _answers(
         before, after = exam.of(_name(one)), exam.of(_name(two))
         if before and after:
             return before, after, True
+    if one is None or two is None:
+        # The base model is nobody's candidate: it was the champion of others.
+        more = (_exam(store, adapter) for adapter in store.adapters())
+        met_base = (exam for exam in more if exam is not None and exam.of(_name(None)))
+        exams += [exam for exam in (next(met_base, None),) if exam is not None]
     apart: list[dict[Key, Json]] = [
         next((found for exam in exams if (found := exam.of(_name(a)))), {}) for a in (one, two)
     ]

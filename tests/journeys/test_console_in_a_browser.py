@@ -184,6 +184,8 @@ def test_every_page_is_gone_through(browsing: Browsing, told: Story) -> None:
     page.get_by_label("Second").select_option("code@v3")
     page.get_by_role("button", name="Compare").click()
     assert browsing.heading() == "base model and code@v3"
+    assert "in an examination of each" in page.locator("main").inner_text()
+    assert page.get_by_role("region", name="Tasks").get_by_text("gained").count() > 0
     browsing.shoot("compare", height=900)
 
     browsing.go("Cycles")
