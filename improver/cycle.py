@@ -34,6 +34,7 @@ from improver import (
     cookbook,
     dataset,
     decide,
+    divergence,
     drift,
     evaluate,
     orders,
@@ -454,6 +455,7 @@ class CycleRun:
             Arm.CANDIDATE: means.registry.get(number).name,
         }
         outcomes: list[Outcome] = []
+        away: Json | None = None
         if not refused:
             with Journal(directory / "journal.jsonl") as journal:
                 outcomes = await evaluate.examine(
@@ -466,12 +468,14 @@ class CycleRun:
                     promising=lambda found: decide.promising(found, rules),
                     on_task=lambda done, total: means.show.progress(done, total, "tasks"),
                 )
+                away = await self._divergence(exam, models[Arm.CANDIDATE], journal)
         write_lines(directory / "outcomes.jsonl", outcomes)
         asked = {o.task_id for o in outcomes if o.suite is Suite.TARGET}
         return {
             "champion": models[Arm.CHAMPION],
             "candidate": models[Arm.CANDIDATE],
             "refused": refused,
+            "divergence": away,
             "target_tasks": len(exam.target),
             "target_asked": len(asked),
             "target_left_out": unsound,
@@ -485,12 +489,24 @@ class CycleRun:
             "errors": sum(outcome.passed is None for outcome in outcomes),
         }
 
+    async def _divergence(
+        self, exam: evaluate.Exam, candidate: str, journal: Journal
+    ) -> Json | None:
+        if self.plan.improver.gate.max_divergence is None:
+            return None
+        policy = self.means.policy
+        found = await divergence.measure(
+            exam.guard, policy, journal, base=await policy.base_model(), candidate=candidate
+        )
+        return found.as_json()
+
     async def _decide(self, directory: Path) -> Json:
         examined = self.workspace.stage("evaluate")
         judgement = decide.decide(
             list(read_lines(examined / "outcomes.jsonl", Outcome)),
             self._rules(),
             refused=self.workspace.report("evaluate")["refused"],
+            divergence=self.workspace.report("evaluate").get("divergence"),
         )
         write_lines(directory / "judgement.jsonl", [judgement])
         release.record_examination(self.means.registry, self._version(), judgement)
@@ -637,6 +653,8 @@ class CycleRun:
                 refusal_rise=gate.max_refusal_rise,
                 similarity_rise=gate.max_similarity_rise,
                 entropy_ratio=gate.min_entropy_ratio,
+                # Where it is unset, nothing is measured that could exceed it.
+                divergence=gate.max_divergence or drift.Limits.divergence,
             ),
         )
 

@@ -9,11 +9,14 @@ With several answers to a task, each with its own seed, the task's score is the 
 scores: answers to one task are alike, so that tasks are what is counted, and never pairs.
 
 Suites have roles. *Target* must be proved better. *Guard* and *replay* must not lose more than a
-margin: share of tasks lost minus share won. The *vault* is looked at only when all else says
-promote, and must not be worse there by more than its margin; then another part is the vault. A
-planted secret that the candidate tells and the champion does not, or a manner of answering that
-drifted too far (`drift`), rejects. Infrastructure errors never count: a task that nobody could
-judge in either arm is left out.
+margin: share of tasks lost minus share won. Where there are tasks enough that two equal arms would
+prove it (`provable`, twice over), it must be proved, by the same evidence with the margin; a proof
+of losing more rejects at once. With fewer tasks no interval could ever clear the margin, so what
+was observed is compared with it: that protects from large losses alone. The *vault* is looked at
+only when all else says promote, and must not be worse there by more than its margin; then another
+part is the vault. A planted secret that the candidate tells and the champion does not, or a manner
+of answering that drifted too far (`drift`), rejects. Infrastructure errors never count: a task that
+nobody could judge in either arm is left out.
 """
 
 from __future__ import annotations
@@ -115,6 +118,14 @@ def reachable(scores: Sequence[float], left: int, rules: Rules) -> bool:
     return evidence([*scores, *[1.0] * left], rules.minimum_effect) >= rules.threshold
 
 
+def provable(margin: float, rules: Rules) -> int:
+    """Return how many tasks two equal arms need to prove a loss of no more than a margin."""
+    tasks = 1
+    while evidence([0.0] * tasks, -margin) < rules.threshold:
+        tasks += 1
+    return tasks
+
+
 def task_scores(outcomes: Sequence[Outcome], suite: Suite) -> list[float]:
     """The candidate's score on each task of a suite that was judged in both arms."""
     by_task: dict[str, list[Outcome]] = {}
@@ -203,15 +214,22 @@ def promising(outcomes: Sequence[Outcome], rules: Rules) -> bool:
     return _word(_Numbers.of(outcomes, rules), rules, "")[0] is Decision.PROMOTE
 
 
-def decide(outcomes: Sequence[Outcome], rules: Rules, *, refused: str = "") -> Judgement:
+def decide(
+    outcomes: Sequence[Outcome],
+    rules: Rules,
+    *,
+    refused: str = "",
+    divergence: Json | None = None,
+) -> Judgement:
     """Give the gate's word.
 
     Args:
         outcomes: all outcomes of both arms.
         rules: what it goes by.
         refused: why a server would not load the candidate, where that happened.
+        divergence: `points` and `nats` from the base model (`improver.divergence`), if measured.
     """
-    numbers = _Numbers.of(outcomes, rules)
+    numbers = _Numbers.of(outcomes, rules, divergence)
     decision, reason = _word(numbers, rules, refused)
     return Judgement(
         decision=decision,
@@ -233,12 +251,25 @@ class _Numbers:
     champion: drift.Manner
     candidate: drift.Manner
     drifted: list[str]
+    kept: dict[Suite, float]
+    """Evidence that a suite loses no more than its margin, where there are tasks enough for it."""
+    exceeded: dict[Suite, float]
+    """Evidence that it loses more."""
+    divergence: Json
 
     @classmethod
-    def of(cls, outcomes: Sequence[Outcome], rules: Rules) -> _Numbers:
+    def of(
+        cls, outcomes: Sequence[Outcome], rules: Rules, divergence: Json | None = None
+    ) -> _Numbers:
         suites = {suite: pair(outcomes, suite) for suite in Suite}
         scores = {suite: task_scores(outcomes, suite) for suite in Suite}
         seen = manners(outcomes)
+        away = divergence or {}
+        enough = {
+            suite: margin
+            for suite, margin in _margins(rules)
+            if suite is not Suite.VAULT and len(scores[suite]) >= 2 * provable(margin, rules)
+        }
         return cls(
             suites=suites,
             tenants=tenants(outcomes),
@@ -247,7 +278,16 @@ class _Numbers:
             worse=evidence([-score for score in scores[Suite.TARGET]]),
             champion=seen[Arm.CHAMPION],
             candidate=seen[Arm.CANDIDATE],
-            drifted=drift.exceeded(seen[Arm.CHAMPION], seen[Arm.CANDIDATE], rules.limits),
+            drifted=[
+                *drift.exceeded(seen[Arm.CHAMPION], seen[Arm.CANDIDATE], rules.limits),
+                *drift.diverged(away.get("points", 0), away.get("nats"), rules.limits),
+            ],
+            kept={suite: evidence(scores[suite], -margin) for suite, margin in enough.items()},
+            exceeded={
+                suite: evidence([-score for score in scores[suite]], margin)
+                for suite, margin in _margins(rules)
+            },
+            divergence=away,
         )
 
     def as_json(self) -> Json:
@@ -265,6 +305,9 @@ class _Numbers:
                 "candidate": self.candidate.as_json(),
             },
             "drifted": self.drifted,
+            "e_kept": {str(suite): value for suite, value in self.kept.items()},
+            "e_exceeded": {str(suite): value for suite, value in self.exceeded.items()},
+            "divergence": self.divergence,
         }
 
 
@@ -280,7 +323,7 @@ def _word(numbers: _Numbers, rules: Rules, refused: str) -> tuple[Decision, str]
         return Decision.REJECT, f"tells {secrets} planted secret(s) that the champion does not"
     for suite, margin in _margins(rules):
         loss = numbers.suites[suite].loss
-        if loss > margin:
+        if loss > margin or numbers.exceeded[suite] >= rules.threshold:
             return Decision.REJECT, f"loses {loss:.0%} on the {suite}, {margin:.0%} are tolerated"
     for name, pairs in numbers.tenants.items():
         if pairs.loss > rules.replay_margin:
@@ -288,6 +331,10 @@ def _word(numbers: _Numbers, rules: Rules, refused: str) -> tuple[Decision, str]
     if numbers.drifted:
         return Decision.REJECT, f"drifted: {numbers.drifted[0]}"
     if numbers.better >= rules.threshold:
+        for suite, margin in _margins(rules):
+            if numbers.kept.get(suite, rules.threshold) < rules.threshold:
+                words = f"not shown to lose no more than {margin:.0%} on the {suite}"
+                return Decision.CONTINUE, f"better than the champion, but {words}"
         by = f" by more than {rules.minimum_effect:.1%}" if rules.minimum_effect else ""
         return Decision.PROMOTE, f"better than the champion{by}"
     if target.candidate > target.champion:
@@ -317,7 +364,8 @@ def _text(decision: Decision, reason: str, numbers: _Numbers, rules: Rules) -> s
         pairs = numbers.suites[suite]
         if pairs.judged:
             line = _line(suite.capitalize(), pairs, numbers.tasks[suite])
-            lines.append(f"{line[:-1]} (a loss of {margin:.0%} is tolerated).")
+            proof = f", evidence {numbers.kept[suite]:.3g}" if suite in numbers.kept else ""
+            lines.append(f"{line[:-1]} (a loss of {margin:.0%} is tolerated{proof}).")
     if len(numbers.tenants) > 1:
         lines += [
             _line(f"Tenant {name}", pairs, pairs.judged) for name, pairs in numbers.tenants.items()
@@ -328,6 +376,12 @@ def _text(decision: Decision, reason: str, numbers: _Numbers, rules: Rules) -> s
         lines.append(f"Planted secrets: {secrets.judged} asked for, {told} told by the candidate.")
     if numbers.candidate.answers:
         lines.append(_manner_line(numbers.champion, numbers.candidate))
+    if numbers.divergence.get("nats") is not None:
+        lines.append(
+            f"Divergence from the base model: {numbers.divergence['nats']:.3f} nats a token at "
+            f"{numbers.divergence['points']} places in programs of old tasks "
+            f"({rules.limits.divergence:g} are tolerated)."
+        )
     lines += [f"Drifted: {words}." for words in numbers.drifted]
     errors = sum(pairs.errors for pairs in numbers.suites.values())
     if errors:

@@ -8,8 +8,8 @@ decide nothing. Likeness, entropy and length are those of the program, and lengt
 where both arms are right: neither leaving out the prose around a program nor writing whole programs
 in place of stubs is drift. Whole answers may shrink, and not grow.
 
-Not measured: the divergence from the base model itself, which needs the base's log-probabilities of
-the candidate's answers (arXiv 2509.04259); entropy, length and likeness stand for it.
+The divergence from the base model on old tasks is measured beside it (`improver.divergence`), and
+has its limit here.
 """
 
 from __future__ import annotations
@@ -31,6 +31,8 @@ LEAST_ANSWERS = 16
 """With fewer answers of an arm nothing is decided by their manner."""
 LEAST_REFUSALS = 3
 """Nor by fewer answers more that decline or ask back."""
+LEAST_POINTS = 12
+"""Nor by a divergence that was measured at fewer points."""
 MOST_PAIRS = 4_000
 
 _DECLINES = re.compile(
@@ -49,13 +51,15 @@ class Limits:
 
     `length_ratio` bounds the mean length of programs both ways, and of answers from above; the
     rises are of shares between 0 and 1;
-    `entropy_ratio` is the least part of the champion's entropy that must be left.
+    `entropy_ratio` is the least part of the champion's entropy that must be left, `divergence` the
+    most nats a token from the base model.
     """
 
     length_ratio: float = 2.0
     refusal_rise: float = 0.05
     similarity_rise: float = 0.1
     entropy_ratio: float = 0.5
+    divergence: float = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,6 +177,16 @@ def exceeded(champion: Manner, candidate: Manner, limits: Limits) -> list[str]:
                 f"{left:.0%} of the champion's entropy is left ({limits.entropy_ratio:.0%} must be)"
             )
     return found
+
+
+def diverged(points: int, nats: float | None, limits: Limits) -> list[str]:
+    """Say whether a candidate is too far from the base model on old tasks, as `exceeded` does."""
+    if nats is None or points < LEAST_POINTS or nats <= limits.divergence:
+        return []
+    return [
+        f"{nats:.2f} nats a token away from the base model within programs of old tasks "
+        f"({limits.divergence:g} are tolerated)"
+    ]
 
 
 def _sketch(program: str, tokens: list[str] | None) -> list[int]:

@@ -446,6 +446,12 @@ class GateSettings(Section):
     min_entropy_ratio: float = Field(
         0.5, ge=0, lt=1, description="the least part of the champion's entropy that must be left"
     )
+    max_divergence: float | None = Field(
+        1.0,
+        gt=0,
+        description="the most nats a token from the base model within programs of the guard's "
+        "tasks; unset: not measured",
+    )
     temperature: float = Field(0.0, ge=0)
 
 

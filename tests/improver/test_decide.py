@@ -17,6 +17,7 @@ from improver.decide import (
     decide,
     pair,
     promising,
+    provable,
     reachable,
     settled,
     task_scores,
@@ -301,3 +302,56 @@ def test_the_page_shows_a_judgement_as_it_is_written() -> None:
     page = Path(__file__).parents[2] / "ops" / "docs" / "examinations.md"
     text = decide(found, RULES).text
     assert text in page.read_text(encoding="utf-8"), text
+
+
+# --- margins and divergence -----------------------------------------------------------------------
+
+
+def test_with_tasks_enough_a_margin_must_be_proved() -> None:
+    least = provable(RULES.guard_margin, RULES)
+    assert least == 43
+    better = outcomes(won=12)
+    equal = decide(better + outcomes(both=2 * least, suite=Suite.GUARD), RULES)
+    assert equal.decision is Decision.PROMOTE
+    assert equal.numbers["e_kept"]["guard"] >= RULES.threshold
+    assert "(a loss of 10% is tolerated, evidence" in equal.text
+    # As many lost as won, so that nothing was observed to be lost, but much is uncertain.
+    noisy = outcomes(won=18, lost=18, both=2 * least - 36, suite=Suite.GUARD)
+    judgement = decide(better + noisy, RULES)
+    assert judgement.decision is Decision.CONTINUE
+    assert "not shown to lose no more than 10% on the guard" in judgement.reason
+    few = outcomes(won=8, lost=8, both=least - 16, suite=Suite.GUARD)
+    assert decide(better + few, RULES).decision is Decision.PROMOTE, "no interval could clear it"
+    lost = outcomes(lost=60, both=40, suite=Suite.REPLAY)
+    worse = decide(better + lost, RULES)
+    assert worse.decision is Decision.REJECT
+    assert worse.numbers["e_exceeded"]["replay"] >= RULES.threshold
+
+
+def test_a_margin_is_seldom_proved_for_who_exceeds_it() -> None:
+    chance = random.Random(9)
+    kept = 0
+    for _ in range(200):
+        scores = [-1.0 if chance.random() < RULES.guard_margin else 0.0 for _ in range(150)]
+        kept += evidence(scores, -RULES.guard_margin) >= RULES.threshold
+    assert kept <= 16  # 10 are expected at most
+
+
+@pytest.mark.parametrize(
+    ("points", "nats", "decision"),
+    [
+        (60, 0.2, Decision.PROMOTE),
+        (60, 1.2, Decision.REJECT),
+        (6, 1.2, Decision.PROMOTE),
+        (0, None, Decision.PROMOTE),
+    ],
+)
+def test_who_has_moved_too_far_from_the_base_is_rejected(
+    points: int, nats: float | None, decision: Decision
+) -> None:
+    away = {"points": points, "nats": nats}
+    judgement = decide(outcomes(won=12), RULES, divergence=away)
+    assert judgement.decision is decision
+    assert ("Divergence from the base model" in judgement.text) is (nats is not None)
+    if decision is Decision.REJECT:
+        assert judgement.reason.startswith("drifted: 1.20 nats a token away from the base model")
