@@ -474,12 +474,14 @@ def adapters_reject(
     reason: Reason = "rejected by hand",
     data_dir: DataDir = None,
     config: ConfigFile = None,
+    json: AsJson = False,
 ) -> None:
     """Mark a version as one that shall not go live."""
     with _registry(_settings(config, data_dir)) as (_, registry):
         adapter = registry.find(name)
         registry.reject(adapter.version, actor=_actor(), reason=reason)
-    print(f"{adapter.name} is rejected")
+    report = {"name": adapter.name, "version": adapter.version, "state": "rejected"}
+    reports.show(report, as_json=json, text=lambda row: print(f"{row['name']} is rejected"))
 
 
 @adapters.command("retain")
