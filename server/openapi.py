@@ -214,6 +214,8 @@ responses_docs = _passed_on(
         "description": "a recorded response to go on from; its instructions are not taken over",
     },
     background={"enum": [False, None], "description": "answers in the background are not offered"},
+    conversation={"type": "null", "description": "not offered: use previous_response_id"},
+    prompt={"type": "null", "description": "not offered"},
 )
 messages_docs = _passed_on(
     ["model", "messages", "max_tokens"],

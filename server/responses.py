@@ -28,6 +28,13 @@ from server.state import State, current
 
 router = APIRouter(tags=["inference"])
 
+_NOT_OFFERED = {
+    "background": "responses are not made in the background",
+    "conversation": "conversations are not kept: go on with previous_response_id",
+    "prompt": "prompts are not kept here: send instructions and input",
+}
+"""What the engine would pass over, and why it is refused instead."""
+
 
 @router.post(RESPONSES, response_model=None, **responses_docs)
 async def create_response(request: Request) -> Response:
@@ -39,8 +46,9 @@ async def create_response(request: Request) -> Response:
         raise BadRequest("io_spec belongs to /v1/chat/completions", param="io_spec")
     if not isinstance(body.get("input"), (str, list)):
         raise BadRequest("input must be a text or a list of items", param="input")
-    if body.get("background"):
-        raise BadRequest("responses are not made in the background", param="background")
+    for name, why in _NOT_OFFERED.items():
+        if body.get(name):
+            raise BadRequest(why, param=name, code="not_offered")
     previous = body.get("previous_response_id")
     if previous is not None:
         row = await _previous(state, request.state.identity, previous)

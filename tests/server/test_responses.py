@@ -161,6 +161,8 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
     ("responses", {"model": "code"}, "input"),
     ("responses", {"model": "code", "input": 3}, "input"),
     ("responses", {"model": "code", "input": "x", "background": True}, "background"),
+    ("responses", {"model": "code", "input": "x", "conversation": "conv_1"}, "conversation"),
+    ("responses", {"model": "code", "input": "x", "prompt": {"id": "pmpt_1"}}, "prompt"),
     ("responses", {"model": "code", "input": "x", "io_spec": {}}, "io_spec"),
     ("messages", {"model": "code", "max_tokens": 5}, "messages"),
     ("messages", {"model": "code", "max_tokens": 5, "messages": [3]}, "messages[0]"),
