@@ -89,7 +89,7 @@ def test_the_engines_own_routes_cannot_be_reached(server: Running) -> None:
     for path in (*DENIED, *OTHER_SPELLINGS):
         for method in METHODS:
             body = {"lora_name": "x", "lora_path": "/tmp", "model": "x"}
-            response = server.http.request(method, path, json=body)
+            response = server.http.request(method, server.url + path, json=body)
             assert response.status_code in (404, 405), (method, path)
     assert server.engine.hits.total() == 0
     assert server.engine.loads == []
