@@ -459,13 +459,15 @@ def adapters_canary(
     reason: Reason = "canary by hand",
     data_dir: DataDir = None,
     config: ConfigFile = None,
+    json: AsJson = False,
 ) -> None:
     """Let an examined version answer a share of the requests; what happens there decides."""
     with _registry(_settings(config, data_dir)) as (_, registry):
         adapter = registry.find(name)
         evidence = {} if share is None else {"share": share}
         registry.canary(adapter.version, actor=_actor(), reason=reason, evidence=evidence)
-    print(f"{adapter.name} is the canary; `journeyman adapters list` shows how it does")
+    report = {"name": adapter.name, "version": adapter.version, "state": "canary"}
+    reports.show(report, as_json=json, text=reports.given_state_text)
 
 
 @adapters.command("reject")
@@ -481,7 +483,7 @@ def adapters_reject(
         adapter = registry.find(name)
         registry.reject(adapter.version, actor=_actor(), reason=reason)
     report = {"name": adapter.name, "version": adapter.version, "state": "rejected"}
-    reports.show(report, as_json=json, text=lambda row: print(f"{row['name']} is rejected"))
+    reports.show(report, as_json=json, text=reports.given_state_text)
 
 
 @adapters.command("retain")
@@ -493,6 +495,7 @@ def adapters_retain(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="only say what would go")] = False,
     data_dir: DataDir = None,
     config: ConfigFile = None,
+    json: AsJson = False,
 ) -> None:
     """Erase the files of old versions: never of the champion, the way back, or one at work."""
     settings = _settings(config, data_dir)
@@ -504,8 +507,8 @@ def adapters_retain(
             gone = registry.expendable(keep_recent=recent, keep_best=best)
         else:
             gone = registry.retain(keep_recent=recent, keep_best=best, actor=_actor())
-    names = ", ".join(adapter.name for adapter in gone) or "none"
-    print(f"{'would be erased' if dry_run else 'erased'}: {names}")
+    report = {"dry_run": dry_run, "erased": [adapter.name for adapter in gone]}
+    reports.show(report, as_json=json, text=reports.retained_text)
 
 
 @adapters.command("rollback")
@@ -622,19 +625,23 @@ def cycles_show(
 
 
 @cycles.command("pause")
-def cycles_pause(cycle_id: str, data_dir: DataDir = None, config: ConfigFile = None) -> None:
+def cycles_pause(
+    cycle_id: str, data_dir: DataDir = None, config: ConfigFile = None, json: AsJson = False
+) -> None:
     """Hold a cycle back; a running one stops within seconds and keeps what it has done."""
     with _store(_settings(config, data_dir)) as store:
-        store.pause_cycle(cycle_id)
-    print(f"cycle {cycle_id} is paused; `journeyman cycles resume {cycle_id}` lets it go on")
+        cycle = store.pause_cycle(cycle_id)
+    reports.show(cycle, as_json=json, text=reports.moved_text)
 
 
 @cycles.command("resume")
-def cycles_resume(cycle_id: str, data_dir: DataDir = None, config: ConfigFile = None) -> None:
+def cycles_resume(
+    cycle_id: str, data_dir: DataDir = None, config: ConfigFile = None, json: AsJson = False
+) -> None:
     """Queue a paused or failed cycle; the improver goes on where it was."""
     with _store(_settings(config, data_dir)) as store:
-        store.resume_cycle(cycle_id)
-    print(f"cycle {cycle_id} is queued")
+        cycle = store.resume_cycle(cycle_id)
+    reports.show(cycle, as_json=json, text=reports.moved_text)
 
 
 @cycles.command("cancel")
@@ -643,11 +650,12 @@ def cycles_cancel(
     reason: Reason = "cancelled by its operator",
     data_dir: DataDir = None,
     config: ConfigFile = None,
+    json: AsJson = False,
 ) -> None:
     """End a cycle for good; a running one stops within seconds."""
     with _store(_settings(config, data_dir)) as store:
-        store.cancel_cycle(cycle_id, reason)
-    print(f"cycle {cycle_id} is cancelled")
+        cycle = store.cancel_cycle(cycle_id, reason)
+    reports.show(cycle, as_json=json, text=reports.moved_text)
 
 
 @users.command("erase")
@@ -707,7 +715,9 @@ def config_show(
 
 
 @config_commands.command("reload")
-def config_reload(data_dir: DataDir = None, config: ConfigFile = None) -> None:
+def config_reload(
+    data_dir: DataDir = None, config: ConfigFile = None, json: AsJson = False
+) -> None:
     """Let the running server read its settings again: keys, concurrency, log level."""
     settings = _settings(config, data_dir)  # refuses what the server would refuse
     with _store(settings) as store:
@@ -721,10 +731,8 @@ def config_reload(data_dir: DataDir = None, config: ConfigFile = None) -> None:
         raise ProcessError("no server of this record runs on this machine")
     for beat in servers:
         os.kill(beat.pid, signal.SIGHUP)
-        print(
-            f"{beat.process} was told; it takes over {', '.join(settings_.RELOADED)}, and its log "
-            "names what waits for its next start"
-        )
+    report = {"told": [beat.process for beat in servers], "taken_over": settings_.RELOADED}
+    reports.show(report, as_json=json, text=reports.reloaded_text)
 
 
 # --- plumbing -------------------------------------------------------------------------------

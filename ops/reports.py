@@ -29,6 +29,7 @@ from ops.records import (
     Alias,
     ApiKey,
     Cycle,
+    CycleState,
     Feedback,
     Interaction,
     SwapReceipt,
@@ -239,6 +240,20 @@ def adapter_text(report: Json) -> None:
             _print(trials.describe(row["evidence"]))
     for receipt in report["swaps"]:
         _print(receipt_line(SwapReceipt(**receipt)))
+
+
+def given_state_text(report: Json) -> None:
+    """Print what a version was made."""
+    if report["state"] == "canary":
+        _print(f"{report['name']} is the canary; `journeyman adapters list` shows how it does")
+    else:
+        _print(f"{report['name']} is {report['state']}")
+
+
+def retained_text(report: Json) -> None:
+    """Print whose files went, or would."""
+    what = "would be erased" if report["dry_run"] else "erased"
+    _print(f"{what}: {', '.join(report['erased']) or 'none'}")
 
 
 def receipt_line(receipt: SwapReceipt) -> str:
@@ -530,6 +545,14 @@ def cycle_text(report: Json) -> None:
         _print(json.dumps(plain(cycle["report"]), indent=1, ensure_ascii=False))
 
 
+def moved_text(cycle: Cycle) -> None:
+    """Print where a cycle stands now."""
+    more = ""
+    if cycle.state is CycleState.PAUSED:
+        more = f"; `journeyman cycles resume {cycle.id}` lets it go on"
+    _print(f"cycle {cycle.id} is {cycle.state}{more}")
+
+
 # --- settings and checks --------------------------------------------------------------------
 
 
@@ -548,6 +571,15 @@ def setting_rows(settings: Settings, file: Path, flags: Mapping[str, Any]) -> li
             origin = str(file) if name in in_file else "default"
         rows.append({"name": name, "value": _without_password(plain(value)), "origin": origin})
     return rows
+
+
+def reloaded_text(report: Json) -> None:
+    """Print which servers read their settings again."""
+    for server in report["told"]:
+        _print(
+            f"{server} was told; it takes over {', '.join(report['taken_over'])}, and its log "
+            "names what waits for its next start"
+        )
 
 
 def settings_text(rows: Sequence[Json]) -> None:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
+import typer
 from typer.testing import CliRunner, Result
 
 from ops import cli, doctor, keys, models, processes, services, swaps
@@ -697,6 +698,28 @@ def test_a_running_server_is_told_to_reload(
     store.beat(beat)
     assert f"{SERVER} was told" in run("config", "reload").stdout
     assert told[-1] == (4242, signal.SIGHUP)
+
+
+def leaves(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, Any]]:
+    if not hasattr(command, "commands"):
+        yield " ".join(path), command
+        return
+    for name, below in command.commands.items():
+        yield from leaves(below, (*path, name))
+
+
+RUNS = {"up", "engine", "serve", "improver"}
+"""They go on until they are stopped."""
+
+
+def test_whatever_prints_data_prints_json_too() -> None:
+    silent = [
+        name
+        for name, command in leaves(typer.main.get_command(cli.app))
+        if not command.context_settings.get("ignore_unknown_options")  # another program's
+        and not any("--json" in getattr(one, "opts", ()) for one in command.params)
+    ]
+    assert set(silent) == RUNS
 
 
 def test_completion_can_be_shown(main: Callable[..., tuple[int, str]]) -> None:
