@@ -14,6 +14,7 @@ import httpx
 import pytest
 
 from ops import keys
+from ops.errors import StoreUnavailable
 from ops.records import (
     AdapterState,
     Alias,
@@ -27,7 +28,7 @@ from ops.records import (
     now,
 )
 from ops.settings import KeySettings
-from ops.store import Recording
+from ops.store import Recording, Store
 from server.console import charts
 from server.console.charts import Measured, Node
 from server.console.door import COOKIE
@@ -331,6 +332,11 @@ def _sign_in(http: httpx.Client, key: str, **more: str) -> httpx.Response:
     return http.post("/console/sign-in", data={"token": found[1], "key": key, **more})
 
 
+def test_behind_tls_the_session_is_sent_over_tls_only(guarded: Running) -> None:
+    guarded.http.headers["x-forwarded-proto"] = "https"
+    assert "Secure" in _sign_in(guarded.http, ADMIN).headers["set-cookie"]
+
+
 def test_a_session_opens_nothing_but_the_console(guarded: Running) -> None:
     assert _sign_in(guarded.http, ADMIN).status_code == 303
     cookie = {COOKIE: guarded.http.cookies[COOKIE]}
@@ -631,6 +637,20 @@ def test_the_form_says_what_is_wrong_and_keeps_what_was_written(server: Running)
     assert "not checked" in plain.text
     (row,) = server.store.interactions()
     assert row.spec is None
+
+
+def test_what_is_down_is_said(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    server.engine.stop()
+    server.until(lambda: "Not ready" in _page(server.http, ""))
+    failed = _post(server.http, "/try", {"prompt": "Keep this.", "model": "code"})
+    assert failed.status_code == 503
+    assert "Keep this." in failed.text
+
+    def unreadable(*arguments: object, **more: object) -> None:
+        raise StoreUnavailable("the disk is full")
+
+    monkeypatch.setattr(Store, "cycles", unreadable)
+    assert "the disk is full" in _page(server.http, "/cycles", 503)
 
 
 def test_a_key_without_a_share_left_is_told_so(
