@@ -191,7 +191,7 @@ def judge(store: Store, trial: Trial, rules: Rules, *, elapsed_s: float) -> Verd
         "against": trial.against,
         "share": trial.share,
         "since": trial.since.isoformat(),
-        "elapsed_s": round(elapsed_s, 1),
+        "elapsed_s": round(elapsed_s, 3),
         "requests": {"candidate": requests, "champion": len(answers) - requests},
         "verified": verified,
         "accepted": accepted,
@@ -199,7 +199,7 @@ def judge(store: Store, trial: Trial, rules: Rules, *, elapsed_s: float) -> Verd
         "threshold": rules.threshold,
         "rules": asdict(rules),
     }
-    decision, reason = _word(trial, numbers, rules)
+    decision, reason = _word(trial, numbers, rules, elapsed_s)
     return Verdict(decision=decision, reason=reason, numbers=numbers)
 
 
@@ -226,7 +226,7 @@ def describe(numbers: Json) -> str:
     return "\n".join(lines)
 
 
-def _word(trial: Trial, numbers: Json, rules: Rules) -> tuple[Decision, str]:
+def _word(trial: Trial, numbers: Json, rules: Rules, elapsed_s: float) -> tuple[Decision, str]:
     other = _name(trial.against)
     for word in ("verified", "accepted"):
         found = numbers[word]
@@ -254,7 +254,7 @@ def _word(trial: Trial, numbers: Json, rules: Rules) -> tuple[Decision, str]:
     most = rules.canary_requests if canary else rules.watch_requests
     hours = rules.canary_hours if canary else rules.watch_hours
     asked = numbers["requests"]["candidate"]
-    if asked >= most or numbers["elapsed_s"] >= hours * 3600:
+    if asked >= most or elapsed_s >= hours * 3600:
         return Decision.PROMOTE, f"not worse than {other} in {asked} live requests"
     return Decision.CONTINUE, f"{asked} of {most} live requests"
 

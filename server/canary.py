@@ -64,6 +64,7 @@ class Canary:
     async def run(self) -> None:
         """Look until `stop`."""
         while not self._stopping.is_set():
+            began = time.monotonic()
             try:
                 if await asyncio.to_thread(self.look):
                     self._tell()
@@ -72,8 +73,10 @@ class Canary:
             except Exception:  # the loop's edge
                 metrics.loop_errors_total.labels("canary").inc()
                 log.exception("judging a trial failed", extra={"action": "trial"})
+            # A long trial on a busy server has much to add up: at most a tenth of the time.
+            pause_s = max(self._look_s, 10 * (time.monotonic() - began))
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._stopping.wait(), self._look_s)
+                await asyncio.wait_for(self._stopping.wait(), pause_s)
 
     def stop(self) -> None:
         """End the loop after the step it is in."""

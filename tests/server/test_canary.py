@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ops.records import Adapter, AdapterState, Alias
+from ops import trials
+from ops.records import Adapter, AdapterState, Alias, now
+from ops.registry import Registry
 from ops.settings import ReleaseSettings
+from ops.store import Store
+from ops.trials import Rules
+from server.canary import Canary
 from server.protocol import read_envelope
 from server.traffic import Role, Split, Sticky, who
 from tests.fake_engine import PROGRAM, FakeEngine, add_adapter
@@ -214,6 +220,65 @@ def test_under_load_a_canary_that_comes_and_goes_fails_no_request(server: Runnin
     for thread in threads:
         thread.join()
     assert problems == []
+
+
+# --- the judge ------------------------------------------------------------------------------------
+
+
+def _judge(store: Store, registry: Registry, **rules: Any) -> Canary:
+    return Canary(store, registry, Rules(**rules), server="s", look_s=1.0, tell=lambda: None)
+
+
+def test_hours_are_counted_by_a_clock_that_does_not_jump(
+    store: Store, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    version = add_adapter(registry).version
+    registry.examined(version, actor="gate", reason="r", evidence={})
+    registry.canary(version, actor="gate", reason="r")
+    judge = _judge(store, registry, canary_hours=1.0)
+    assert judge.look() is False
+    for jump in (timedelta(days=40), -timedelta(days=40)):
+        monkeypatch.setattr("server.canary.now", lambda j=jump: now() + j)
+        assert judge.look() is False
+        assert registry.get(version).state is AdapterState.CANARY
+    # One that starts after the jump back has no time behind it; after an hour it decides.
+    late = _judge(store, registry, canary_hours=1.0)
+    assert late.look() is False
+    monkeypatch.undo()
+    monkeypatch.setattr("server.canary.now", lambda: now() + timedelta(hours=2))
+    assert _judge(store, registry, canary_hours=1.0).look() is True
+    assert registry.get(version).state is AdapterState.CHAMPION
+    assert (
+        store.transitions(version)[-1].reason == "not worse than the base model in 0 live requests"
+    )
+
+
+def test_a_canary_whose_files_are_damaged_is_rejected_when_it_would_be_promoted(
+    store: Store, registry: Registry
+) -> None:
+    version = add_adapter(registry).version
+    registry.examined(version, actor="gate", reason="r", evidence={})
+    registry.canary(version, actor="gate", reason="r")
+    (Path(registry.get(version).directory) / "adapter_config.json").write_text("{}")
+    judge = _judge(store, registry, canary_hours=1e-9)
+    assert judge.look() is True
+    assert registry.get(version).state is AdapterState.REJECTED
+    assert "altered" in store.transitions(version)[-1].reason
+    assert judge.look() is False
+
+
+def test_who_is_second_finds_it_decided(
+    store: Store, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    version = add_adapter(registry).version
+    registry.promote(version, actor="gate", reason="r", force=True)
+    first, second = (_judge(store, registry, watch_hours=1e-9) for _ in range(2))
+    trial = trials.current(store, Rules())
+    monkeypatch.setattr(trials, "current", lambda store, rules: trial)
+    assert first.look() is True
+    assert second.look() is True
+    history = store.transitions(version)
+    assert [t.to_state for t in history] == ["built", "champion", "champion"]
 
 
 # --- who asks -------------------------------------------------------------------------------------
