@@ -33,6 +33,7 @@ import difflib
 import json
 import os
 import random
+import re
 import socket
 import sys
 import time
@@ -192,10 +193,18 @@ def feedback(work: Work) -> None:
                 "task": case.interaction_id,
                 "seed": SEED,
                 "dtype": str(scorer.dtype).removeprefix("torch."),
+                "code_like": code_like(case.feedback),
                 "changed": changed(scorer.ids(fenced(case.program)), ids),
                 "logprobs": found,
             }
             journal.add(key, told)
+
+
+def code_like(words: str) -> bool:
+    """Whether feedback holds something that could be copied into a program."""
+    return (
+        re.search(r"`|\w\(|[\[\]{}]|[-+*/%=<>!]=|\w_\w|\w\.\w+\(| [-+*/%=<>] ", words) is not None
+    )
 
 
 def changed(wrong: Sequence[int], right: Sequence[int]) -> list[int]:

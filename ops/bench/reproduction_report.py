@@ -45,8 +45,9 @@ The paper lets a model repair wrong programs and counts what passes: 2.0 % with 
 very program, 0.4 % with feedback on another one (CodeGen 6.1B, arXiv 2303.16749). Here nothing is
 sampled: how likely is the *person's correction* under the model, in nats per token, when the prompt
 holds its own feedback, another program's, or none? The prompt is the one that the ILF recipe sends.
-The wrong programs are CodeGen's, not the model's own. Half of the paper's feedback holds text that
-looks like code, so a part of the gain is copying, as it would be in the paper's own table.
+The wrong programs are CodeGen's, not the model's own. Much of the paper's feedback holds text that
+looks like code and could be copied: tasks without such feedback (by a crude search for brackets,
+operators, calls and names with underscores) are shown apart.
 """
 TUNING = """\
 ## ILF, table 4 in shape: what to train on
@@ -165,6 +166,15 @@ def _feedback_table(
             f"| **own minus {words}** | {gains[0].text('+.3f')} | {gains[1].text('+.3f')} |"
         )
         bars.append((f"{model}: own - {other}", gains[1]))
+    for alike, words in ((False, "without"), (True, "with")):
+        part = [unit for unit in units if unit.get("code_like") is alike]
+        if part:
+            some = feedback_values(part, changed=True)
+            gain = interval(np.subtract(some["own"], some["shuffled"]).tolist())
+            lines.append(
+                f"| own minus another's, feedback {words} code-like text | | "
+                f"{gain.text('+.3f')}, n = {len(some['own'])} |"
+            )
     spare = interval(np.subtract(edits["shuffled"], edits["none"]).tolist())
     won = np.mean(np.greater(edits["own"], edits["shuffled"]))
     return [

@@ -82,6 +82,22 @@ def test_the_changed_tokens_are_those_the_wrong_program_lacks(bench: ModuleType)
     assert bench.changed([], [5, 6]) == [0, 1]
 
 
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        ("The bound is left out; it should be included.", False),
+        ("Use range(1, n) instead.", True),
+        ("It should return a + b.", True),
+        ("The name max_value is never set.", True),
+        ("Well-meant, but wrong: it forgets the last one.", False),
+    ],
+)
+def test_feedback_that_could_be_copied_is_told_apart(
+    bench: ModuleType, words: str, found: bool
+) -> None:
+    assert bench.code_like(words) is found
+
+
 def test_each_arm_learns_its_own_kind_of_answer(bench: ModuleType, annotated: Path) -> None:
     cases = bench.feedback_cases(annotated, "Train")
     own = {"program": "def add_2(x):\n    return 2 + x\n", "text": "Sure:\n```python\ndef add_2…"}
@@ -211,6 +227,7 @@ def unit(task: str, own: float, shuffled: float, none: float) -> dict[str, Any]:
         "model": "starter-small",
         "task": task,
         "seed": 7,
+        "code_like": own < -0.5,
         "dtype": "float32",
         "changed": [1],
         "logprobs": {arm: [-0.1, value, -0.1] for arm, value in arms.items()},
@@ -251,6 +268,8 @@ def test_the_page_holds_what_was_run_and_says_what_was_not(
     pages.write(tmp_path, tmp_path / "out")
     text = (tmp_path / "out" / "reproductions.md").read_text()
     assert "| **own minus another's** | +0.467" in text
+    assert "feedback with code-like text | | +1.400" in text
+    assert "feedback without" not in text
     assert "Qwen2.5-Coder-0.5B-Instruct: not run." in text
     assert "SmolLM2-135M-Instruct: not run." in text
     assert "2 of 3 samples at temperature 0.8 passed, 1 of 1 tasks have one" in text

@@ -17,7 +17,7 @@ from improver import __main__ as improver
 from ops.errors import SettingsError
 from ops.records import AdapterState, CycleState
 from ops.registry import Registry
-from ops.settings import Settings
+from ops.settings import SWEEP, Settings
 from ops.store import Store
 from tests.improver.conftest import StubServer
 from tests.improver.test_cycle import EXAMPLES, NAME, TASKS
@@ -44,9 +44,28 @@ def test_options_go_over_the_settings(tmp_path: Path) -> None:
     assert options() == Settings()
 
 
-def test_a_wrong_option_is_refused() -> None:
-    with pytest.raises(SettingsError, match="samples"):
-        options("--samples", "0")
+@pytest.mark.parametrize(
+    ("given", "rates"),
+    [("1e-4", (1e-4,)), ("1e-4,3e-4", (1e-4, 3e-4)), ("sweep", SWEEP)],
+)
+def test_one_learning_rate_several_or_a_sweep(given: str, rates: tuple[float, ...]) -> None:
+    found = options("--learning-rate", given, "--preferences", "kto").improver.train
+    assert found.learning_rates == rates
+    assert found.preferences == "kto"
+
+
+@pytest.mark.parametrize(
+    "arguments", [("--samples", "0"), ("--learning-rate", "0"), ("--learning-rate", "1e-4,-1")]
+)
+def test_a_wrong_option_is_refused(arguments: tuple[str, str]) -> None:
+    with pytest.raises(SettingsError, match=arguments[0].strip("-").replace("-", "_")):
+        options(*arguments)
+
+
+def test_what_is_no_learning_rate_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        options("--learning-rate", "fast")
+    assert "--learning-rate" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
