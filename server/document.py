@@ -188,6 +188,20 @@ ANSWERS: dict[tuple[str, str], Json] = {
         "chat.completion.deleted", id=_TEXT, deleted={"const": True}, adapters=_IDS
     ),
     ("get", _CHAT + "/{completion_id}/messages"): _page(_object(id=_TEXT)),
+    ("get", "/v1/responses/{response_id}"): _object(
+        "response",
+        id=_TEXT,
+        created_at=_INTEGER,
+        status={"enum": ["completed", "incomplete"]},
+        model=_TEXT,
+        output=_THINGS,
+        usage=_THING,
+        metadata=_THING,
+        adapter=_ADAPTER,
+    ),
+    ("delete", "/v1/responses/{response_id}"): _object(
+        "response", id=_TEXT, deleted={"const": True}, adapters=_IDS
+    ),
     ("get", "/v1/models"): _list(_MODEL),
     ("get", "/v1/models/{model}"): _MODEL,
     ("post", "/v1/executions"): _EXECUTION,

@@ -1,4 +1,4 @@
-"""`POST /v1/responses`: OpenAI's responses, as the engine answers them, recorded like the others.
+"""`/v1/responses`: OpenAI's responses, as the engine answers them, recorded like the others.
 
 Nothing is kept in the engine: `store` says whether we record, and `previous_response_id` goes on
 from what was recorded, without what is taken out of the record. Answers in the background are not
@@ -15,13 +15,14 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
+from ops import metrics
 from ops.errors import NotFound, StoreError
 from ops.records import Interaction, Json
 from server.auth import Identity
 from server.calls import RESPONSES, Call, bare_id
-from server.errors import BadRequest, RecordUnavailable
+from server.errors import BadRequest, NotFoundError, RecordUnavailable
 from server.limits import read_json
-from server.openapi import responses_docs
+from server.openapi import errors, responses_docs
 from server.protocol import MAX_ID_CHARS, Envelope, read_envelope
 from server.replies import Exchange, Reply
 from server.state import State, current
@@ -74,6 +75,92 @@ async def create_response(request: Request) -> Response:
     return Reply(answer)
 
 
+@router.get(RESPONSES + "/{response_id}", responses=errors(404, 503))
+async def get_response(request: Request, response_id: str) -> dict[str, Any]:
+    """Return a recorded response, without what is taken out of the record."""
+    state, identity = current(request), request.state.identity
+    try:
+        return _public(await asyncio.to_thread(_one, state, identity, response_id))
+    except NotFound as error:
+        raise _missing(response_id) from error
+    except StoreError as error:
+        raise RecordUnavailable(str(error)) from error
+
+
+@router.delete(RESPONSES + "/{response_id}", responses=errors(404, 503))
+async def delete_response(request: Request, response_id: str) -> dict[str, Any]:
+    """Delete a response and all that hangs on it; `adapters` names those that learned of it."""
+    state, identity = current(request), request.state.identity
+
+    def delete() -> list[str]:
+        row = _one(state, identity, response_id)
+        taught = state.store.adapters_taught_by(row.id)
+        state.store.delete([row.id])
+        return [adapter.name for adapter in taught]
+
+    try:
+        taught = await state.recorder.write(delete)
+    except NotFound as error:
+        raise _missing(response_id) from error
+    metrics.forgotten_total.labels("request").inc()
+    return {"id": response_id, "object": "response", "deleted": True, "adapters": taught}
+
+
+def _missing(response_id: str) -> NotFoundError:
+    return NotFoundError(f"no response {response_id[:200]}", param="response_id")
+
+
+def _one(state: State, identity: Identity, response_id: str) -> Interaction:
+    row = state.store.interaction(bare_id(response_id))
+    if row.endpoint != RESPONSES or not (identity.is_admin or row.tenant == identity.tenant):
+        raise NotFound(f"no response {response_id[:200]}")
+    return row
+
+
+def _public(row: Interaction) -> Json:
+    """A response in OpenAI's words, as far as the record knows it."""
+    choice = row.choices[0] if row.choices else {}
+    output = [
+        {"id": f"fc_{row.id}_{place}", "status": "completed", **item}
+        if item.get("type") == "function_call"
+        else _message(row, item)
+        for place, item in enumerate(_output(choice.get("message") or {}))
+    ]
+    return {
+        "id": f"resp_{row.id}",
+        "object": "response",
+        "created_at": int(row.created_at.timestamp()),
+        "status": choice.get("finish_reason") or "completed",
+        "model": f"code@v{row.adapter_version}" if row.adapter_version else row.base_model,
+        "instructions": row.messages[0]["content"] if row.params.get("instructions") else None,
+        "output": output,
+        "usage": row.usage,
+        "metadata": row.metadata,
+        "tools": row.params.get("tools") or [],
+        "tool_choice": row.params.get("tool_choice") or "auto",
+        "parallel_tool_calls": row.params.get("parallel_tool_calls") is not False,
+        "error": None,
+        "incomplete_details": None,
+        "episode_id": row.episode_id,
+        "adapter": {
+            "name": row.adapter_name,
+            "version": row.adapter_version,
+            "sha256": row.adapter_sha256,
+        },
+    }
+
+
+def _message(row: Interaction, item: Json) -> Json:
+    text = {"type": "output_text", "text": item["content"], "annotations": []}
+    return {
+        "id": f"msg_{row.id}",
+        "type": "message",
+        "role": "assistant",
+        "status": "completed",
+        "content": [text],
+    }
+
+
 async def _previous(state: State, identity: Identity, response_id: Any) -> Interaction:
     """The recorded response of that id.
 
@@ -88,15 +175,11 @@ async def _previous(state: State, identity: Identity, response_id: Any) -> Inter
     if not isinstance(response_id, str) or len(response_id) > MAX_ID_CHARS:
         raise missing
     try:
-        row = await asyncio.to_thread(state.store.interaction, bare_id(response_id))
+        return await asyncio.to_thread(_one, state, identity, response_id)
     except NotFound as error:
         raise missing from error
     except StoreError as error:
         raise RecordUnavailable(str(error)) from error
-    theirs = identity.is_admin or row.tenant == identity.tenant
-    if not theirs or row.endpoint != RESPONSES:
-        raise missing
-    return row
 
 
 def _going_on(envelope: Envelope, row: Interaction) -> Envelope:

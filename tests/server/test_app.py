@@ -31,6 +31,8 @@ ROUTES = {
     ("DELETE", "/v1/feedback/{feedback_id}"),
     ("POST", "/v1/events"),
     ("POST", "/v1/ingest/continue"),
+    ("GET", "/v1/responses/{response_id}"),
+    ("DELETE", "/v1/responses/{response_id}"),
     ("GET", "/v1/interactions"),
     ("GET", "/v1/interactions/{interaction_id}"),
     ("GET", "/v1/adapters"),
@@ -152,6 +154,7 @@ def test_a_method_that_is_not_allowed_is_told_all_that_are(server: Running) -> N
         ("/v1/feedback/x", "DELETE, GET, PATCH"),
         ("/v1/chat/completions/x", "DELETE, GET, POST"),
         ("/v1/responses", "POST"),
+        ("/v1/responses/x", "DELETE, GET"),
     ):
         response = server.http.put(path)
         assert (response.status_code, response.headers["allow"]) == (405, methods)

@@ -97,6 +97,7 @@ def test_every_answer_is_as_promised(
     answer_id = server.chat(episode_id="e").json()["id"]
     feedback = {"inference_id": answer_id, "metric_name": "accepted", "value": True}
     execution_id = server.http.post("/v1/executions", json={"code": "1"}).json()["id"]
+    response_id = server.openai.responses.create(model="code", input="x").id
     add_adapter(server.registry)
     rows = tmp_path / "c" / "dataset"
     rows.mkdir(parents=True)
@@ -113,6 +114,7 @@ def test_every_answer_is_as_promised(
     ids = {
         "user_id": "ann",
         "completion_id": answer_id,
+        "response_id": response_id,
         "model": "code",
         "execution_id": execution_id,
         "feedback_id": server.http.post("/v1/feedback", json=feedback).json()["feedback_id"],

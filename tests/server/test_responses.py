@@ -77,6 +77,28 @@ def test_a_conversation_goes_on_from_a_recorded_response(server: Running, stream
     assert [m["role"] for m in rows[2].messages] == ["system", *roles]
 
 
+def test_a_response_is_read_again_and_deleted(server: Running) -> None:
+    server.engine.tool = ("look", '{"where":"here"}')
+    tools: Any = [{"type": "function", "name": "look", "parameters": {"type": "object"}}]
+    client = server.openai
+    for more in ({"metadata": {"run": "1"}, "instructions": "be brief"}, {"tools": tools}):
+        answer = client.responses.create(model="code", input="add", **more)
+        again = client.responses.retrieve(answer.id)
+        assert again.output_text == answer.output_text
+        assert [item.type for item in again.output] == [item.type for item in answer.output]
+        assert again.instructions == more.get("instructions")
+        assert again.metadata == more.get("metadata", {})
+        assert (again.id, again.status, again.model) == (answer.id, "completed", BASE)
+        client.responses.delete(answer.id)
+        with pytest.raises(openai.NotFoundError):
+            client.responses.retrieve(answer.id)
+    assert server.store.count_interactions() == 0
+    chat = server.chat().json()["id"]
+    for method in ("GET", "DELETE"):
+        refused = server.http.request(method, f"/v1/responses/{chat}")
+        assert (refused.status_code, refused.json()["error"]["param"]) == (404, "response_id")
+
+
 def test_a_message_is_answered_stamped_and_recorded(
     server: Running, claude: anthropic.Anthropic
 ) -> None:

@@ -50,6 +50,7 @@ def _known(server: Running) -> dict[str, str]:
     return {
         "completion_id": answer_id,
         "interaction_id": answer_id,
+        "response_id": server.openai.responses.create(model="code", input="x").id,
         "feedback_id": server.http.post("/v1/feedback", json=feedback).json()["feedback_id"],
         "execution_id": server.http.post("/v1/executions", json={"code": "1"}).json()["id"],
         "model": "code",
