@@ -11,6 +11,8 @@ Everything the installation knows is in it, keys' digests and hidden examples to
 keep the data directory. Not in it: models (they are fetched again), logs, cycles that were running
 (a restored one begins its stages anew), and the installation's own key, which is made again.
 
+A backup of SQLite may be restored to PostgreSQL: that is the way from one to the other.
+
 Restoring does not bring back who was erased since: certificates of the record that is replaced, or
 out of a file, are applied to what comes back. Keys that were revoked since stay revoked.
 """
@@ -21,6 +23,7 @@ import json
 import os
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -224,10 +227,10 @@ def restore(
     """
     manifest = verify(source)
     kind = sa.make_url(places.store_url).get_backend_name()
-    if manifest["database"] != kind:
+    if manifest["database"] == "postgresql" and kind != "postgresql":
         raise ExportError(
-            f"this is a backup of {manifest['database']}, and store.url names {kind}: "
-            "`journeyman export` and `import` go from one to the other"
+            "this is a backup of PostgreSQL, which only PostgreSQL reads; `journeyman export` and "
+            "`import` bring the record, without adapters and keys, to any database"
         )
     before = _what_is_there(places, replace=replace)
     erasures = {one.id: one for one in (*before.erasures, *certificates)}
@@ -237,9 +240,10 @@ def restore(
     else:
         if before.there:
             _clear(places.store_url)
-        arguments = ["--single-transaction", "--exit-on-error", "--no-owner", "--clean"]
-        arguments += ["--if-exists", str(source / POSTGRESQL)]
-        _run_postgres(places.store_url, "pg_restore", arguments)
+        if manifest["database"] == "sqlite":
+            _carry_over(source / SQLITE, places.store_url)
+        else:
+            _pg_restore(source / POSTGRESQL, places.store_url)
     done.adapters = _put_back(source / "adapters", places.adapters_dir)
     done.cycles = _put_back(source / "cycles", places.cycles_dir)
     if (source / SETTINGS).is_file() and not places.settings_file.exists():
@@ -300,6 +304,27 @@ def _clear(url: str) -> None:
         store.clear()
     finally:
         store.close()
+
+
+def _pg_restore(dump: Path, url: str) -> None:
+    arguments = ["--single-transaction", "--exit-on-error", "--no-owner", "--clean", "--if-exists"]
+    _run_postgres(url, "pg_restore", [*arguments, str(dump)])
+
+
+def _carry_over(database: Path, url: str) -> None:
+    """Copy an SQLite record into an empty database of another kind."""
+    with tempfile.TemporaryDirectory() as scratch:
+        # Opening it brings its schema up to date, and a backup stays as it is.
+        copy = shutil.copyfile(database, Path(scratch) / SQLITE)
+        old = Store.open(f"sqlite:///{copy}")
+        try:
+            new = Store.open(url)
+            try:
+                new.copy_from(old)
+            finally:
+                new.close()
+        finally:
+            old.close()
 
 
 def _put_sqlite(backup: Path, places: Places) -> str | None:

@@ -13,7 +13,7 @@ import pytest
 
 from ops import backup, export, keys
 from ops.backup import Places
-from ops.errors import ExportError, StoreError
+from ops.errors import Conflict, ExportError, StoreError
 from ops.records import AdapterState, CycleState, DatasetRow, Tainted
 from ops.registry import Registry
 from ops.store import Recording, Store
@@ -216,12 +216,35 @@ def test_a_backup_that_is_not_whole_is_refused(tmp_path: Path, harm: Any, words:
     assert list(new.data_dir.iterdir()) == []
 
 
-def test_backups_of_one_database_do_not_go_into_the_other(tmp_path: Path) -> None:
+@pytest.mark.skipif(shutil.which("pg_dump") is None, reason="apt-get install postgresql-client")
+def test_an_installation_moves_from_sqlite_to_postgresql(
+    postgres_database: str, tmp_path: Path
+) -> None:
     here = places(tmp_path / "here")
-    backup.write(here, tmp_path / "out")
-    postgres = places(tmp_path / "p", f"postgresql://nobody@/none?host={tmp_path}")
-    with pytest.raises(ExportError, match="`journeyman export` and `import`"):
-        backup.restore(tmp_path / "out", postgres, policy=Tainted.KEEP)
+    store = opened(here)
+    asked, version = learned(here, store, "ann")
+    store.put_feedback([records.comment(store.interaction(asked))])
+    store.add_key(keys.make("ide", created_by="t").key)
+    before = (store.interaction(asked), store.feedback(asked), store.adapters(), store.aliases())
+    counts, rows = store.count(), store.api_keys()
+    store.close()
+    backup.write(here, tmp_path / "backup")
+    there = Places(**{**vars(here), "store_url": postgres_database})
+    backup.restore(tmp_path / "backup", there, policy=Tainted.KEEP)
+    store = opened(there)
+    after = (store.interaction(asked), store.feedback(asked), store.adapters(), store.aliases())
+    assert after == before
+    assert (store.count(), store.api_keys()) == (counts, rows)
+    assert [one.version for one in store.adapters_taught_by(asked)] == [version]
+    with pytest.raises(Conflict):
+        store.copy_from(store)
+    store.close()
+    with pytest.raises(ExportError, match="already"):
+        backup.restore(tmp_path / "backup", there, policy=Tainted.KEEP)
+
+    backup.write(there, tmp_path / "back")
+    with pytest.raises(ExportError, match="only PostgreSQL reads"):
+        backup.restore(tmp_path / "back", places(tmp_path / "new"), policy=Tainted.KEEP)
 
 
 def test_a_target_that_is_there_is_left_alone(tmp_path: Path) -> None:
