@@ -1,4 +1,4 @@
-"""The tables and plots of `reproduce.py`, out of its finished units.
+"""The tables and plots of the reproductions, out of their finished units.
 
 Writes `reproductions.md` and PNG files beside it. A figure stands there only where units are in the
 work directory; what was not run is named as such. Intervals are 95 %, by bootstrap over tasks;
