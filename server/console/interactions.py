@@ -48,7 +48,8 @@ async def show_all(request: Request) -> Response:
     visitor = visitor_of(request)
     state = current(request)
     asked = {
-        name: request.query_params.get(name, "").strip()[:MAX_QUERY_CHARS]
+        # PostgreSQL takes no NUL in a text.
+        name: request.query_params.get(name, "").replace("\0", "").strip()[:MAX_QUERY_CHARS]
         for name in ("q", "verdict", "source", "feedback", "version", "before")
     }
     wanted = _filters(asked)

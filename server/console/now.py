@@ -9,7 +9,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from ops import trials
+from ops import metrics, trials
 from ops.records import Alias, CycleState, now
 from ops.store import Activity
 from ops.swaps import ALIVE_S
@@ -42,6 +42,7 @@ async def show(request: Request) -> Response:
         base=state.adapters.base,
         loaded=state.adapters.loaded,
         sandbox=state.judge.tier.label,
+        in_flight=_in_flight(),
         **found,
     )
 
@@ -83,6 +84,15 @@ def _read(state: State) -> dict[str, Any]:
         "latest": [(row, asked_for(row.messages)) for row in store.interactions(limit=LATEST)],
         "counts": store.count(),
     }
+
+
+def _in_flight() -> int:
+    """Requests being answered by this process."""
+    return sum(
+        int(sample.value)
+        for found in metrics.requests_in_flight.collect()
+        for sample in found.samples
+    )
 
 
 def _column(hour: Activity) -> tuple[str, str, dict[str, int]]:

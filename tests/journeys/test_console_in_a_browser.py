@@ -259,6 +259,7 @@ def test_a_cycle_is_asked_for_and_its_page_lives(browsing: Browsing, told: Story
     page.locator(".stages li.running").wait_for()
     page.locator("#live-status", has_text="running, stage build").wait_for(state="attached")
     page.get_by_role("button", name="Pause updates").click()
+    page.wait_for_timeout(300)  # what was asked for before the click is still drawn
     store.pause_cycle(cycle.id)
     page.wait_for_timeout(3500)
     assert page.locator(".stages li.running").count() == 1

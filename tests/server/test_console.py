@@ -383,6 +383,8 @@ def test_forms_of_other_sites_are_refused(shared: Running, path: str) -> None:
     wrong: list[dict[str, str]] = [
         {"origin": "https://evil.example"},
         {"origin": "null"},
+        {"origin": ""},
+        {"origin": "http://["},
         {"sec-fetch-site": "cross-site"},
         {"sec-fetch-site": "same-site"},
     ]
@@ -394,7 +396,15 @@ def test_forms_of_other_sites_are_refused(shared: Running, path: str) -> None:
 
 
 def test_without_keys_only_names_of_this_machine_are_answered(shared: Running) -> None:
-    for host in ("rebound.example", "rebound.example:8000", "10.0.0.7", ""):
+    for host in (
+        "rebound.example",
+        "rebound.example:8000",
+        "10.0.0.7",
+        "",
+        "[",
+        "[::1",
+        "127.0.0.1@x",
+    ):
         assert shared.http.get("/console", headers={"host": host}).status_code == 403, host
     for host in ("localhost", "localhost:1", "127.0.0.1:99", "[::1]:8000"):
         assert shared.http.get("/console", headers={"host": host}).status_code == 200, host
@@ -574,6 +584,7 @@ def test_what_is_tried_is_verified_recorded_and_teaches(server: Running) -> None
     assert answer.status_code == 200
     assert Audit(answer.text).problems() == []
     assert "2 of 2 checks passed" in answer.text
+    assert "0 in flight" in _page(server.http, "")
     assert 'value="[20, 22]"' in answer.text  # still in the form of who wrote it
     (row,) = server.store.interactions()
     assert row.verified is True
