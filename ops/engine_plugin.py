@@ -28,6 +28,10 @@ USERS = ("vllm.lora.ops.torch_ops", "vllm.lora.punica_wrapper.punica_cpu")
 WRAPPER = ("vllm.lora.punica_wrapper.punica_cpu", "PunicaWrapperCPU")
 """The class through which every layer adds its adapters, and the module it is in."""
 
+FEW = 16
+"""Up to so many rows are multiplied in float32: a product in bfloat16 takes 20 µs to begin, and
+what is converted for it is small (measured: 34 µs a matrix pair against 50 with 8 rows)."""
+
 
 def register() -> None:
     """Repair and hasten the CPU kernels of the vLLM in this process, once."""
@@ -136,14 +140,20 @@ def add_by_slot(
     """Add to `y`, in place, what the adapters make of `x`; shapes as in `hasten`."""
     for slot, which in rows:
         part, start = x[which], 0
+        few = len(part) <= FEW
+        part = part.float() if few else part.to(lora_a_stacked[0].dtype)
         for lora_a, lora_b, size in zip(lora_a_stacked, lora_b_stacked, output_slices, strict=True):
-            narrow = part.to(lora_a.dtype) @ lora_a[slot, 0].T
+            down, up = lora_a[slot, 0], lora_b[slot, 0]
+            if few:
+                down, up = down.float(), up.float()
+            narrow = part @ down.T
             if scale != 1.0:
                 narrow = narrow * scale
-            added = (narrow @ lora_b[slot, 0].T).to(y.dtype)
             place = y[:, start : start + size]
-            if isinstance(which, slice):
-                place[which] += added
+            if not isinstance(which, slice):
+                place.index_add_(0, which, (narrow @ up.T).to(y.dtype))
+            elif up.dtype == y.dtype:
+                place[which].addmm_(narrow, up.T)
             else:
-                place.index_add_(0, which, added)
+                place[which].add_(narrow @ up.T)
             start += size

@@ -1,6 +1,7 @@
 """What adapters cost the engine: base, adapter and mixed batches, beside an engine without LoRA.
 
     python ops/bench/lora.py [--rounds 3] [--model starter-small]
+    python ops/bench/lora.py --layers
 
 Three engines stand side by side and are asked in turns within one run, so that ratios hold where
 absolute numbers do not: one as `journeyman up` starts it; the same without our plugin
@@ -8,7 +9,9 @@ absolute numbers do not: one as `journeyman up` starts it; the same without our 
 since merged weights are the base model's in shape and number. Eight streams at once write; prompts
 are computed one after another, each a new one. CPU time per token is read from the kernel and
 hardly feels other load. Adapters are `one_word.py`'s, rank 8 on all layers, in two slots of three.
-Not measured: a GPU's kernels, where LoRA is another matter, and larger batches.
+`--layers` starts no engine: it times the linear layers of both starters and what vLLM's code and
+ours add to them, in one thread, by CPU time. Not measured: a GPU's kernels, where LoRA is another
+matter, and larger batches.
 """
 
 from __future__ import annotations
@@ -22,9 +25,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
@@ -210,12 +214,89 @@ async def main(options: argparse.Namespace) -> None:
     print(*table(ways), sep="\n", flush=True)
 
 
+# --- the layers alone -------------------------------------------------------------------------
+
+SHAPES = (
+    ("SmolLM2-135M", 576, 576, 192, 1536),
+    ("Qwen2.5-Coder-0.5B", 896, 896, 128, 4864),
+)
+"""Name, hidden size, and the widths of queries, keys (as values) and the middle of the MLP."""
+
+
+def _least_ms(work: Callable[[], object], times: int) -> float:
+    work()
+    least = float("inf")
+    for _ in range(times):
+        began = time.process_time()
+        work()
+        least = min(least, time.process_time() - began)
+    return least * 1000
+
+
+def layers() -> None:
+    """Print what adapters add to one transformer layer's products: vLLM's code and ours."""
+    import torch
+    from vllm.lora.layers.utils import LoRAMapping
+    from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU as Ours
+
+    from ops import engine_plugin
+
+    methods = ("update_metadata", "add_lora_linear")
+    upstream = type("Upstream", (Ours,), {name: getattr(Ours, name) for name in methods})
+    engine_plugin.register()
+    torch.set_num_threads(1)
+    torch.set_grad_enabled(False)
+    print(f"{'':32}{'layers':>10}   {'one adapter: vLLM, ours':26} base and two: vLLM, ours")
+    for name, hidden, queries, keys, middle in SHAPES:
+        shapes = (
+            (hidden, (queries, keys, keys)),
+            (queries, (hidden,)),
+            (hidden, (middle, middle)),
+            (middle, (hidden,)),
+        )
+        half = torch.bfloat16
+        weights = [torch.randn(sum(outs), width, dtype=half) for width, outs in shapes]
+        a = [[torch.randn(3, 1, 16, width, dtype=half)] * len(outs) for width, outs in shapes]
+        b = [[torch.randn(3, 1, out, 16, dtype=half) for out in outs] for _, outs in shapes]
+        for tokens in (1, 8, 32, 256):
+            x = [torch.randn(tokens, width, dtype=half) for width, _ in shapes]
+            y = [torch.zeros(tokens, sum(outs), dtype=half) for _, outs in shapes]
+
+            def plain(x: Any = x, weights: Any = weights) -> None:
+                for given, weight in zip(x, weights, strict=True):
+                    torch.nn.functional.linear(given, weight)
+
+            times = 40 if tokens < 64 else 8
+            floor = _least_ms(plain, times)
+            line = f"{name:20}{tokens:5} tokens{floor:9.2f} ms"
+            for ids in ([11] * tokens, [(11, 0, 12)[i % 3] for i in range(tokens)]):
+                for kind in (upstream, Ours):
+                    wrapper = kind(2048, 2048, "cpu")
+                    mapping = LoRAMapping(tuple(ids), tuple(ids), is_prefill=True)
+                    wrapper.update_metadata(mapping, [11, 12, 13], 4, 49152)
+
+                    def add(
+                        w: Any = wrapper, y: Any = y, x: Any = x, a: Any = a, b: Any = b
+                    ) -> None:
+                        for out, given, one, two in zip(y, x, a, b, strict=True):
+                            sizes = [part.size(2) for part in two]
+                            w.add_lora_linear(out, given, one, two, 1.0, sizes)
+
+                    line += f"{_least_ms(add, times) / floor:+12.0%}"
+            print(line, flush=True)
+
+
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--model", default="starter-small", help="starter-small, starter, …")
+    parser.add_argument("--layers", action="store_true", help="the layers alone, no engine")
     return parser.parse_args()
 
 
 if __name__ == "__main__":
-    asyncio.run(main(_options()))
+    given = _options()
+    if given.layers:
+        layers()
+    else:
+        asyncio.run(main(given))

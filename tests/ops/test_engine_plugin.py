@@ -87,7 +87,16 @@ def _wrapper(kernels: ModuleType) -> Any:
     return Wrapper
 
 
-MIXES = [[0] * 7, [-1] * 7, [-1, 0, 1, -1, 2, 0, 0], [1, 1, 1, -1, -1, 0, 0], [2], [-1]]
+MIXES = [
+    [0] * 7,
+    [1] * 40,
+    [0, -1, 2] * 20,
+    [-1] * 7,
+    [-1, 0, 1, -1, 2, 0, 0],
+    [1, 1, 1, -1, -1, 0, 0],
+    [2],
+    [-1],
+]
 
 
 @pytest.mark.parametrize("slots", MIXES, ids=str)
