@@ -15,6 +15,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,9 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.metrics import MetricWrapperBase
 
 from ops import metrics
+from tests.server.conftest import Running, engine, pool, server
+
+__all__ = ["engine", "pool", "server"]
 
 ROOT = Path(__file__).parents[2]
 HERE = ROOT / "ops" / "dashboards"
@@ -318,7 +322,7 @@ def _children(metric: MetricWrapperBase) -> Iterator[Any]:
 @pytest.fixture(scope="module")
 def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
     """A real Prometheus with our rules, scraping every metric of ours and of the engine."""
-    binary = program("prometheus")
+    program("prometheus")
     home = tmp_path_factory.mktemp("prometheus")
     registry = CollectorRegistry()
     moving: list[Any] = []
@@ -335,6 +339,21 @@ def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Clien
     serving = threading.Thread(target=target.serve_forever, name="exposition", daemon=True)
     serving.start()
 
+    address = f"127.0.0.1:{target.server_address[1]}"
+    try:
+        with running(home, {"journeyman": address, "vllm": address}) as client:
+            _wait_for(client, "journeyman:verified:ratio7d and on () count_over_time(up[1m]) > 8")
+            yield client
+    finally:
+        target.shutdown()
+        target.server_close()
+        serving.join()
+
+
+@contextmanager
+def running(home: Path, targets: dict[str, str]) -> Iterator[httpx.Client]:
+    """A real Prometheus with our configuration and rules, looking at these addresses by job."""
+    binary = program("prometheus")
     config = yaml.safe_load((HERE / "prometheus.yml").read_text(encoding="utf-8"))
     config["global"] = {"scrape_interval": "200ms", "evaluation_interval": "200ms"}
     config["rule_files"] = []
@@ -343,7 +362,7 @@ def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Clien
         (home / file).write_text(text, encoding="utf-8")
         config["rule_files"].append(str(home / file))
     for job in config["scrape_configs"]:
-        job["static_configs"] = [{"targets": [f"127.0.0.1:{target.server_address[1]}"]}]
+        job["static_configs"] = [{"targets": [targets[job["job_name"]]]}]
     (home / "prometheus.yml").write_text(yaml.safe_dump(config), encoding="utf-8")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -360,30 +379,29 @@ def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Clien
         process = subprocess.Popen(command, cwd=home, stdout=subprocess.DEVNULL, stderr=stderr)
     try:
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False) as client:
-            _wait_for_samples(client, process, log)
+            deadline = time.monotonic() + 30
+            while not _is_ready(client):
+                assert process.poll() is None, log.read_text()
+                assert time.monotonic() < deadline, log.read_text()
+                time.sleep(0.1)
             yield client
     finally:
         process.terminate()
         process.wait(10)
-        target.shutdown()
-        target.server_close()
-        serving.join()
 
 
-def _wait_for_samples(client: httpx.Client, process: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + 30
-    while time.monotonic() < deadline:
-        assert process.poll() is None, log.read_text()
-        try:
-            ready = client.get("/-/ready").status_code == 200
-        except httpx.TransportError:
-            ready = False
-        enough = "journeyman:verified:ratio7d and on () count_over_time(up[1m]) > 8"
-        seen = ready and _ask(client, enough)
-        if seen:
-            return
+def _is_ready(client: httpx.Client) -> bool:
+    try:
+        return client.get("/-/ready").status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+def _wait_for(client: httpx.Client, query: str, timeout_s: float = 30.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not _ask(client, query):
+        assert time.monotonic() < deadline, f"nothing after {timeout_s} s: {query}"
         time.sleep(0.2)
-    raise AssertionError(f"Prometheus has scraped nothing in 30 s: {log.read_text()}")
 
 
 def _ask(client: httpx.Client, query: str) -> list[dict[str, Any]]:
@@ -415,3 +433,54 @@ def test_the_variables_find_servers_and_engines(prometheus: httpx.Client) -> Non
             ]
             found = prometheus.get(f"/api/v1/label/{label}/values", params={"match[]": metric})
             assert found.json()["data"], variable["name"]
+
+
+# --- a live system ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def live(server: Running, tmp_path: Path) -> Iterator[httpx.Client]:
+    """A real Prometheus that scrapes a running server with traffic, and its engine."""
+    spec = {"entry_point": "add", "examples": [{"input": [1, 2], "output": 3}]}
+    stop = threading.Event()
+
+    def ask() -> None:
+        with httpx.Client(base_url=server.url, timeout=30) as client:
+            while not stop.is_set():
+                body = {"model": "code", "messages": [{"role": "user", "content": "add"}]}
+                answer = client.post("/v1/chat/completions", json=body | {"io_spec": spec}).json()
+                said = {"inference_id": answer["id"], "metric_name": "accepted", "value": True}
+                client.post("/v1/feedback", json=said)
+                client.post("/v1/chat/completions", json={"model": "none"})
+                stop.wait(0.1)
+
+    users = threading.Thread(target=ask, name="users")
+    users.start()
+    try:
+        targets = {"journeyman": server.url, "vllm": server.engine.url}
+        with running(tmp_path, {j: u.removeprefix("http://") for j, u in targets.items()}) as found:
+            _wait_for(found, 'count_over_time(up{job="journeyman"}[1m]) > 10')
+            yield found
+    finally:
+        stop.set()
+        users.join()
+
+
+TRAFFIC = {
+    *("Completions", "Completions by status", "In flight", "Latency of completions", "Latency p95"),
+    *("Overhead per request", "Overhead p99", "Other requests by route", "Durable writes"),
+    *("Verified", "Verified share", "Answers with a specification", "Attempts by verdict"),
+    *("Attempts judged", "Time spent judging", "Feedback", "Feedback per hour, by metric"),
+    *("Running", "The record", "Requests for `code`, by arm", "Engine"),
+}
+"""Panels on which users' requests are seen, whatever else happens."""
+
+
+def test_every_query_runs_on_a_live_system_and_its_traffic_is_seen(live: httpx.Client) -> None:
+    empty = {
+        place.rpartition(" ")[0]
+        for place, query in queries().items()
+        if not _ask(live, concrete(query, "1m"))
+    }
+    assert {panel["title"] for panel in panels()} >= TRAFFIC
+    assert empty & TRAFFIC == set()
