@@ -186,9 +186,10 @@ def _report_requests(store: Store, answers: list[Any]) -> None:
     first = verified = 0
     for answer in answers:
         interaction_id = answer.id.removeprefix("chatcmpl-")
-        executions = {run.attempt_id: run for run in store.executions(interaction_id)}
+        # Of equal programs one was run, for all of them.
+        executions = {run.program_sha256: run for run in store.executions(interaction_id)}
         attempts = store.attempts(interaction_id)
-        opening = executions.get(attempts[0].id) if attempts else None
+        opening = executions.get(attempts[0].program_sha256 or "") if attempts else None
         first += opening is not None and opening.verified
         verified += bool(answer.choices[0].model_extra["verification"]["verified"])
     table = Table("requests", "verified at first try", "verified with candidates")

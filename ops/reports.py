@@ -321,9 +321,10 @@ def interaction_text(report: Json) -> None:
     _print(f"{interaction.id}  {_time(interaction.created_at)}  {interaction.source}")
     for message in interaction.messages:
         _print(f"\n[{message.get('role', '?')}]\n{message.get('content') or ''}")
-    runs = {run["attempt_id"]: run for run in report["executions"]}
+    # Of equal programs one was run, for all of them.
+    runs = {run["program_sha256"]: run for run in report["executions"] if run["attempt_id"]}
     for attempt in report["attempts"]:
-        run = runs.get(attempt["id"])
+        run = runs.get(attempt["program_sha256"])
         verdict = f"{run['verdict']}, {run['passed']} of {run['total']}" if run else "not run"
         _print(f"\n[attempt {attempt['attempt_index']}: {verdict}]\n{attempt['text']}")
     if not report["attempts"]:
