@@ -32,9 +32,12 @@ STAGES = (
     ("train", "Train", "the adapter"),
     ("evaluate", "Evaluate", "champion and candidate, same tasks"),
     ("decide", "Decide", "the gate"),
+    ("shadow", "Shadow", "logged requests again, seen by nobody"),
     ("release", "Release", "into service, or not"),
 )
 """The stages of `improver.cycle`, in order."""
+OPTIONAL = "shadow"
+"""Only cycles that are told to have this stage."""
 HALTED = (CycleState.QUEUED, CycleState.RUNNING)
 _ACTIONS = {
     "pause": HALTED,
@@ -138,7 +141,7 @@ def _one(state: State, cycle_id: str) -> dict[str, Any]:
     return {
         "cycle": cycle,
         "exam": examination(cycle),
-        "stages": [_stage(cycle, *stage) for stage in STAGES],
+        "stages": [_stage(cycle, *stage) for stage in STAGES if _has(cycle, stage[0])],
         "kept": sum(number for (kept, _), number in rows.items() if kept),
         "dropped": sorted(dropped.items(), key=lambda item: -item[1]),
         "events": events[::-1],
@@ -150,6 +153,12 @@ def _one(state: State, cycle_id: str) -> dict[str, Any]:
             if cycle.state in states and not (cycle.stage == "release" and name != "resume")
         ],
     }
+
+
+def _has(cycle: Cycle, stage: str) -> bool:
+    """Whether a stage is one of this cycle's."""
+    wanted = (cycle.settings.get("release") or {}).get("shadow_requests")
+    return stage != OPTIONAL or bool(wanted) or OPTIONAL in cycle.report
 
 
 def _stage(cycle: Cycle, name: str, title: str, words: str) -> Stage:

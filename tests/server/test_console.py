@@ -501,6 +501,10 @@ def test_a_running_cycle_shows_its_stages_rows_and_log(server: Running, tmp_path
     assert "step 2 of 8, loss 1.500" in text
     assert "1 kept, 1 dropped" in text
     assert "failures: cases" in text
+    assert "Shadow" not in text
+    shadowed = records.cycle(settings={"release": {"shadow_requests": 5}})
+    server.store.add_cycle(shadowed)
+    assert "Shadow" in _page(server.http, f"/cycles/{shadowed.id}")
     assert text.count('class="done"') == text.count('class="running"') == 1
     assert "every 3s" in text
     (partial / "progress.jsonl").unlink()
