@@ -80,6 +80,7 @@ class Worker:
         )
         self._store = store
         self._run_cycle = run_cycle
+        self._erasing = asyncio.Lock()
         self._stopping = asyncio.Event()
         self._state = _State()
 
@@ -175,15 +176,19 @@ class Worker:
     async def _erase(self) -> None:
         """Finish erasures that had to wait for a cycle, or whose process was killed."""
         while True:
+            if self._state.cycle_id is None:  # else its files have to be waited for
+                await self._finish_erasures()
+            await asyncio.sleep(ERASE_S)
+
+    async def _finish_erasures(self) -> None:
+        async with self._erasing:
             try:
-                if self._state.cycle_id is None:  # else its files have to be waited for
-                    for erasure in await asyncio.to_thread(self._eraser.finish_open):
-                        if erasure.finished_at is not None:
-                            extra = {"action": "erasure_finished", "erasure_id": erasure.id}
-                            logger.info("erasure %s is finished", erasure.id, extra=extra)
+                for erasure in await asyncio.to_thread(self._eraser.finish_open):
+                    if erasure.finished_at is not None:
+                        extra = {"action": "erasure_finished", "erasure_id": erasure.id}
+                        logger.info("erasure %s is finished", erasure.id, extra=extra)
             except (OpsError, OSError) as error:  # the loop's edge
                 logger.warning("not erased: %s", error, extra={"action": "erasure_refused"})
-            await asyncio.sleep(ERASE_S)
 
     async def _queue(self, trigger: str, due: datetime | None, why: str = "the clock") -> None:
         plan, where = Plan.of(self._settings), self._settings.cycles_dir
@@ -200,6 +205,8 @@ class Worker:
             try:
                 free = self._idle is None or self._idle.open
                 if free and await asyncio.to_thread(self._anything_to_do):
+                    # First, or cycles that follow each other closely would put it off for ever.
+                    await self._finish_erasures()
                     await self._run_one()
             except (ImproverError, OpsError, SandboxError) as error:  # the loop's edge
                 logger.warning("no cycle now: %s", error, extra={"action": "cycle_refused"})

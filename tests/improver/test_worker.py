@@ -313,6 +313,32 @@ async def test_an_erasure_that_waited_for_a_cycle_is_finished_without_being_aske
     assert ended.actor == "test"
 
 
+async def test_cycles_that_follow_each_other_put_no_erasure_off(
+    store: Store, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker, "ERASE_S", 60.0)  # it never comes between two cycles by itself
+    store.add([Recording(interaction=records.interaction(user="ann"))])
+    first, second = queue(store, settings), queue(store, settings)
+    open_at: dict[str, bool] = {}
+
+    async def run(cycle: Cycle) -> Cycle:
+        if cycle.id == first.id:
+            eraser = Eraser(
+                store,
+                Registry(store, settings.adapters_dir),
+                cycles_dir=settings.cycles_dir,
+                evaluations_dir=settings.evaluations_dir,
+                policy=Tainted.ROLLBACK,
+            )
+            await asyncio.to_thread(eraser.erase, "ann", actor="test")
+        open_at[cycle.id] = store.erasures()[0].finished_at is None
+        return store.update_cycle(cycle.id, state=CycleState.SUCCEEDED, finished_at=now())
+
+    async with running(Worker(settings, store, run)):
+        await until(lambda: len(open_at) == 2)
+    assert open_at == {first.id: True, second.id: False}
+
+
 @pytest.mark.parametrize(("times", "ends"), [(3, "succeeded"), (99, "failed")])
 async def test_a_record_that_is_away_is_no_fault_of_the_cycle_unless_it_stays_so(
     store: Store, settings: Settings, times: int, ends: str
