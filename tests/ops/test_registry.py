@@ -161,6 +161,21 @@ def test_a_newer_canary_takes_the_place_of_one_under_way(registry: Registry, sto
     assert store.transitions(first)[-1].reason == "code@v2 became the canary in its place"
 
 
+def test_a_canary_that_learned_from_what_was_erased_leaves(
+    registry: Registry, store: Store
+) -> None:
+    champion = _promoted(registry, "a").version
+    canary = _scored(registry, "b", 0.5)
+    registry.canary(canary, actor="me", reason="r")
+    with store._engine.begin() as connection:
+        connection.exec_driver_sql(f"UPDATE adapters SET tainted_by = 'e' WHERE version = {canary}")
+    registry.withdraw_tainted(actor="erasure", reason="erased")
+    assert store.aliases() == {Alias.CHAMPION: champion}
+    assert registry.get(canary).state is AdapterState.REJECTED
+    with pytest.raises(RegistryError, match="data that were erased"):
+        registry.canary(canary, actor="me", reason="r")
+
+
 def test_promoting_one_version_leaves_the_others_where_they_are(
     registry: Registry, store: Store
 ) -> None:
