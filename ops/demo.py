@@ -27,6 +27,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from ops import keys
 from ops import settings as settings_
 from ops.errors import OpsError, ProcessError
 from ops.records import AdapterState, Alias, Cycle, CycleState
@@ -140,7 +141,9 @@ async def _ask(settings: Settings, tasks: Path, count: int) -> list[Any]:
     """Send the tasks as spec requests: the first assert visible, the others hidden."""
     chosen = _choose(tasks, count)
     gate = asyncio.Semaphore(CONCURRENCY)
-    client = openai.AsyncOpenAI(base_url=f"{settings.server_url}/v1", api_key=_key(), timeout=900)
+    client = openai.AsyncOpenAI(
+        base_url=f"{settings.server_url}/v1", api_key=_key(settings), timeout=900
+    )
 
     async def one(row: dict[str, Any]) -> Any:
         tests = [{"code": code, "hidden": place > 0} for place, code in enumerate(row["test_list"])]
@@ -178,8 +181,8 @@ def _choose(tasks: Path, count: int) -> list[dict[str, Any]]:
     return usable[:count]
 
 
-def _key() -> str:
-    return os.environ.get("JOURNEYMAN_API_KEY", "unused")
+def _key(settings: Settings) -> str:
+    return os.environ.get("JOURNEYMAN_API_KEY") or keys.own(settings.data_dir)
 
 
 def _report_requests(store: Store, answers: list[Any]) -> None:
@@ -244,7 +247,9 @@ def _report_swaps(store: Store, registry: Registry) -> None:
 
 
 def _answering(settings: Settings) -> str:
-    with openai.OpenAI(base_url=f"{settings.server_url}/v1", api_key=_key(), timeout=300) as client:
+    with openai.OpenAI(
+        base_url=f"{settings.server_url}/v1", api_key=_key(settings), timeout=300
+    ) as client:
         answer = client.chat.completions.create(
             model="code",
             messages=[

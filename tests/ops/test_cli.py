@@ -6,6 +6,7 @@ import http.server
 import importlib.util
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -469,6 +470,36 @@ def test_settings_are_shown_with_their_origin(
     assert rows["server.host"]["origin"] == "default"
     assert rows["store.url"]["value"] == "postgresql://me:***@db/x"
     assert "hunter2" not in run("config", "show").stdout
+
+
+def test_no_secret_is_shown_among_the_settings(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("JOURNEYMAN_STORE__URL", raising=False)
+    table = run("keys", "create", "ide", "--settings").stdout
+    extra = ["--hf-token", "s3cret-1", "--api-key=s3cret-2", "--seed", "7"]
+    (tmp_path / "journeyman.toml").write_text(
+        "[store]\nurl = 'postgresql://me:s3cret-3/@x@db/y?sslpassword=s3cret-4&x=1'\n"
+        f"[engine]\nextra_args = {extra}\n{table}"
+    )
+    for form in ([], ["--origin"], ["--json"], ["--json", "--origin"]):
+        shown = run("config", "show", *form).stdout
+        assert "s3cret" not in shown
+        assert not re.search(r"[0-9a-f]{64}", shown)
+        assert "ide" in shown
+    values = json.loads(run("config", "show", "--json").stdout)
+    assert values["store.url"] == "postgresql://me:***@db/y?sslpassword=***&x=1"
+    assert values["engine.extra_args"] == ["--hf-token", "***", "--api-key=***", "--seed", "7"]
+
+
+def test_a_section_given_as_json_is_named_as_the_origin(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("JOURNEYMAN_SERVER", '{"port": 9000}')
+    shown = json.loads(run("config", "show", "--origin", "--json").stdout)
+    rows = {row["name"]: row["origin"] for row in shown}
+    assert rows["server.port"] == "environment (JOURNEYMAN_SERVER)"
+    assert rows["server.host"] == "default"
 
 
 @pytest.mark.parametrize(

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from ops import services
+from ops import keys, services
 from ops.errors import ProcessError
 from ops.models import Model
 from ops.services import EngineBuild
-from ops.settings import EngineSettings, Settings
+from ops.settings import EngineSettings, ImproverSettings, Settings
 
 CPU = EngineBuild(device="cpu", version="0.32.0")
 CUDA = EngineBuild(device="cuda", version="0.32.0")
@@ -121,3 +121,17 @@ def test_a_missing_engine_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(services.importlib.metadata, "version", missing)
     with pytest.raises(ProcessError, match="ops/run up"):
         services.engine_build()
+
+
+def test_the_improver_gets_the_installation_s_own_key_and_nobody_else_learns_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("JOURNEYMAN_API_KEY", raising=False)
+    here = Settings(data_dir=tmp_path)
+    own = {"JOURNEYMAN_API_KEY": keys.own(tmp_path)}
+    assert own.items() <= services.improver(here, MODEL).environment.items()
+    assert "JOURNEYMAN_API_KEY" not in services.engine(here, MODEL, CPU).environment
+    elsewhere = Settings(data_dir=tmp_path, improver=ImproverSettings(server_url="http://x"))
+    assert services.api_key(elsewhere) == {}
+    monkeypatch.setenv("JOURNEYMAN_API_KEY", "given")
+    assert services.api_key(here) == {}
