@@ -15,6 +15,10 @@ The parts:
     order      Inverse-Instruct's ablations (arXiv 2407.05700): self-made pairs first, last or mixed
                in, chosen by the judge or at random, or none; by the loss on held-out pairs of the
                corpus (`train/codeinstruct_python.jsonl`). Starts an engine of its own as well.
+    specs      GIFT4Code's main table in shape (arXiv 2402.08073): no specification, TypeDesc, I/O
+               Examples, I/O Summary, each for the base model and one tuned on other tables
+               (`tables/*.csv`); by the likelihood of programs that meet the specification on
+               held-out tables. What is executable or right among samples is not measured.
 
 Each finished unit of work is a line of `PART.jsonl` in the work directory, so a run that was
 killed, or was given only so many `--minutes`, goes on where it was. `report` makes tables with
@@ -48,7 +52,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from improver import corpus, importer, score
+from improver import contexts, corpus, importer, score
 from improver.attempts import Attempted, attempt, together
 from improver.benchmarks.base import Task, read_jsonl
 from improver.benchmarks.mbpp import TaskFile
@@ -58,6 +62,8 @@ from improver.firewall import Firewall
 from improver.policy import Policy
 from improver.recipes import ilf
 from improver.recipes.base import Tools, case_seed, fenced, live_messages, request_text
+from improver.recipes.gift4code import Gift4Code
+from improver.recipes.gift4code import Options as GiftOptions
 from improver.recipes.ilf import Control
 from improver.recipes.inverse_instruct import InverseInstruct, Order, Selection, arrange
 from improver.recipes.inverse_instruct import Options as InverseOptions
@@ -221,7 +227,7 @@ def changed(wrong: Sequence[int], right: Sequence[int]) -> list[int]:
 class Scorer:
     """A model's log-probabilities of answers, in the number format that it is trained in here."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, adapter: Path | None = None) -> None:
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -234,7 +240,12 @@ class Scorer:
         model = AutoModelForCausalLM.from_pretrained(
             directory, dtype=self.dtype, local_files_only=True
         )
-        self._model = _Bare(model.to(self.device).eval())
+        self._model: Any = _Bare(model)
+        if adapter is not None:
+            from peft import PeftModel
+
+            self._model = PeftModel.from_pretrained(model, str(adapter))
+        model.to(self.device).eval()
 
     def ids(self, text: str) -> list[int]:
         """The tokens of a text."""
@@ -590,7 +601,80 @@ async def ablations(work: Work, model: Model, built: Mapping[str, Sequence[Row]]
                 say(f"{key}: {looks[0]:.4f} to {looks[-1]:.4f}")
 
 
-PARTS: dict[str, Callable[[Work], None]] = {"feedback": feedback, "tuning": tuning, "order": order}
+# --- GIFT4Code: specifications -----------------------------------------------------------------
+
+
+def specs(work: Work) -> None:
+    """Make rows with an engine, train on some tables, and score what was made for others."""
+    model = models.resolve(work.model)
+    tables = contexts.read_tables(work.data / "tables").contexts
+    found = sorted(tables, key=lambda context: case_seed(SEED, context.id))[: work.limit or 24]
+    tasks = TaskFile(work.data / "eval" / "mbpp_eval.jsonl").tasks()
+    firewall = Firewall(task.exam() for task in tasks)
+
+    async def build() -> list[Row]:
+        with engine(model, work) as url:
+            async with _asked(url, Limits(wall_s=10.0, cpu_s=8)) as (policy, pool):
+                policy.model = model.name
+                options = GiftOptions(max_contexts=len(found), replay_share=0.0)
+                recipe = Gift4Code(options, contexts=found, runner=pool)
+                with work.journal("specs-asked") as journal:
+                    tools = Tools(
+                        policy=policy, pool=pool, firewall=firewall, journal=journal, seed=SEED
+                    )
+                    built = await recipe.build([], tools)
+                say(json.dumps(built.report)[:300])
+                return built.rows
+
+    train_rows, held_out = by_table(asyncio.run(build()))
+    say(f"{len(train_rows)} rows to learn from, {len(held_out)} of other tables")
+    directory = work.directory / "specs" / f"{work.model}-{work.learning_rate:g}"
+    told = [to_json(row) for row in train_rows]
+    asyncio.run(fit(work, model, directory, told, [], SEED))
+    for arm, adapter in (("base", None), ("tuned", directory / "adapter")):
+        score_specs(work, held_out, arm, Scorer(model.directory, adapter))
+
+
+def by_table(rows: Sequence[Row]) -> tuple[list[Row], list[Row]]:
+    """Rows to learn from and held-out ones: a quarter of the tables, with all that is theirs."""
+    tables = sorted({str(row.provenance["context_id"]) for row in rows})
+    random.Random(SEED).shuffle(tables)
+    held = set(tables[: max(1, len(tables) // 4)])
+    sides: dict[bool, list[Row]] = {True: [], False: []}
+    for row in rows:
+        sides[str(row.provenance["context_id"]) in held].append(row)
+    return sides[False], sides[True]
+
+
+def without_spec(messages: Sequence[Json]) -> list[Json]:
+    """The same request without its specification."""
+    *before, last = messages
+    return [*before, last | {"content": last["content"].rsplit("\n\nSpecification:\n", 1)[0]}]
+
+
+def score_specs(work: Work, rows: Sequence[Row], arm: str, scorer: Scorer) -> None:
+    """Score every held-out program with its specification and without."""
+    from improver import train
+
+    with work.journal("specs") as journal:
+        for row in units(rows, work):
+            key = f"{work.model}|{arm}|{work.learning_rate:g}|{row.id}"
+            if key in journal.done:
+                continue
+            found = {"model": work.model, "arm": arm, "row": row.id}
+            found |= {"kind": row.provenance["spec_kind"], "table": row.provenance["context"]}
+            for name, asked in (("with", row.messages), ("without", without_spec(row.messages))):
+                encoded = train.encode(scorer.tokenizer, asked, row.answer)
+                found[name] = round(float(np.mean(scorer.answer(encoded))), 5)
+            journal.add(key, found)
+
+
+PARTS: dict[str, Callable[[Work], None]] = {
+    "feedback": feedback,
+    "tuning": tuning,
+    "order": order,
+    "specs": specs,
+}
 
 
 def main() -> int:

@@ -213,6 +213,46 @@ async def test_every_arm_is_trained_once_with_every_seed(
     assert "| 2 | 2.0000 | 1.5000 (1.5000 to 1.5000) |" in text
 
 
+def gift_row(number: int, table: int, kind: str) -> Any:
+    told = {"spec_kind": kind, "context": f"t{table}.csv", "context_id": f"t{table}"}
+    return replace(row(number), id=f"g{number}", provenance=told)
+
+
+def test_rows_of_one_table_stay_on_one_side(bench: ModuleType) -> None:
+    rows = [gift_row(number, number % 8, "types") for number in range(40)]
+    learned, held_out = bench.by_table(rows)
+    assert len(learned) + len(held_out) == 40
+    assert len({one.provenance["context"] for one in held_out}) == 2
+    assert {one.provenance["context"] for one in held_out}.isdisjoint(
+        one.provenance["context"] for one in learned
+    )
+
+
+def test_a_specification_is_taken_out_of_a_prompt(bench: ModuleType) -> None:
+    asked = [{"role": "user", "content": "Sum it.\n\nSpecification:\nSignature: f(x)"}]
+    assert bench.without_spec(asked) == [{"role": "user", "content": "Sum it."}]
+    assert bench.without_spec([{"role": "user", "content": "Sum it."}]) == [
+        {"role": "user", "content": "Sum it."}
+    ]
+
+
+@pytest.mark.slow
+def test_programs_are_scored_with_their_specification_and_without(
+    bench: ModuleType, tiny_model: Path, tmp_path: Path
+) -> None:
+    work = bench.Work(data=tmp_path, directory=tmp_path, model="starter", limit=None, until=1e12)
+    rows = [gift_row(number, 0, "types") for number in range(2)]
+    scorer = bench.Scorer(tiny_model)
+    for arm in ("base", "tuned", "tuned"):
+        bench.score_specs(work, rows, arm, scorer)
+    told = list(script("reproduction_report").done(tmp_path / "specs.jsonl").values())
+    assert len(told) == 4
+    assert all(one["with"] != one["without"] < 0 for one in told)
+    text = "\n".join(script("reproduction_report").specs_section(told))
+    assert "| types | 2 | " in text
+    assert "+0.000 (+0.000 to +0.000)" in text
+
+
 def test_out_of_time_nothing_more_is_begun(bench: ModuleType, tmp_path: Path) -> None:
     work = bench.Work(data=tmp_path, directory=tmp_path, model="m", limit=None, until=0.0)
     assert list(bench.units([1, 2, 3], work)) == []
@@ -281,7 +321,7 @@ def test_the_page_holds_what_was_run_and_says_what_was_not(
 def test_without_units_there_is_no_figure(pages: ModuleType, tmp_path: Path) -> None:
     pages.write(tmp_path, tmp_path / "out")
     text = (tmp_path / "out" / "reproductions.md").read_text()
-    assert text.count("not run.") == 4
+    assert text.lower().count("not run.") == 6
     assert ".png" not in text
 
 
