@@ -181,8 +181,8 @@ def judge(store: Store, trial: Trial, rules: Rules, *, elapsed_s: float) -> Verd
         told = store.live_opinions(ALIAS, other, before=before, limit=MOST_BEFORE)
         # What was said later would change which values meet.
         opinions = said + [o for o in told if o.at < before]
-    verified = _quality(trial, _verdicts(answers), rules, alone=alone)
-    accepted = _quality(trial, _opinions(opinions), rules, alone=alone)
+    verified = quality(trial, _verdicts(answers), rules, alone=alone)
+    accepted = quality(trial, _opinions(opinions), rules, alone=alone)
     slow = {} if alone else _slowness(trial, answers, rules)
     requests = sum(a.adapter_version == trial.version for a in answers)
     numbers: Json = {
@@ -263,8 +263,15 @@ Mark = tuple[datetime, int, bool]
 """When, which version, and whether it went well."""
 
 
-def _quality(trial: Trial, marks: Sequence[Mark], rules: Rules, *, alone: bool) -> Json:
-    """Both arms' shares of what went well, and the evidence about them."""
+def quality(trial: Trial, marks: Sequence[Mark], rules: Rules, *, alone: bool) -> Json:
+    """Return both arms' shares of what went well, and the evidence about them.
+
+    Args:
+        trial: what is compared.
+        marks: of both versions, in any order.
+        rules: what it goes by.
+        alone: the other version's marks are from before, not from meanwhile.
+    """
     came = [(at, version == trial.version, good) for at, version, good in sorted(marks)]
     mine = [good for _, own, good in came if own]
     theirs = [good for _, own, good in came if not own]

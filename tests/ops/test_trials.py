@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import runpy
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -261,7 +262,7 @@ def test_how_often_a_canary_is_taken_back(truth: float, most: int, least: int) -
             good = chance.random() < (truth if own else 0.6)
             marks.append((trial.since + timedelta(seconds=place), 2 if own else 1, good))
         back += any(
-            trials._quality(trial, marks[:n], rules, alone=False)["e_worse"] >= rules.threshold
+            trials.quality(trial, marks[:n], rules, alone=False)["e_worse"] >= rules.threshold
             for n in range(50, 601, 50)
         )
     assert least <= back <= most
@@ -271,3 +272,15 @@ def test_aliases_name_the_canary(registry: Registry, store: Store) -> None:
     version = _version(registry, "b").version
     registry.canary(version, actor="me", reason="r")
     assert store.aliases() == {Alias.CANARY: version}
+
+
+def test_the_simulation_takes_back_what_is_broken(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = Path(__file__).parents[2] / "ops" / "bench" / "canary.py"
+    monkeypatch.setattr("sys.argv", ["canary.py", "--runs", "6"])
+    with pytest.raises(SystemExit):
+        runpy.run_path(str(script), run_name="__main__")
+    rows = [line.split("|")[1].strip() for line in capsys.readouterr().out.splitlines()[1:]]
+    assert rows[0] == "100.0%"
+    assert rows[-1] == "0.0%"
