@@ -56,9 +56,9 @@ from server import (
     users,
 )
 from server.adapters import Adapters
+from server.auth import CONSOLE, Guarded, Key, Keys
 from server.auth import FEEDBACK as FEEDBACK_SCOPE
 from server.auth import INFERENCE as INFERENCE_SCOPE
-from server.auth import Guarded, Key, Keys
 from server.calls import CHAT, COUNT_TOKENS, EXECUTIONS, MESSAGES, RESPONSES, TEXT
 from server.canary import Canary
 from server.console import playground
@@ -408,7 +408,8 @@ def _observe(scope: Scope, status: int, duration_s: float) -> None:
         )
         extra |= {"request_id": call.id, "model": call.served.model, "verification": verification}
     extra["duration_ms"] = round(duration_s * 1000, 1)
-    quiet = endpoint in ("/health", "/ready", "/metrics")
+    looked = scope["method"] == "GET" and endpoint.startswith(CONSOLE)  # open pages ask for ever
+    quiet = looked or endpoint in ("/health", "/ready", "/metrics")
     log.log(logging.DEBUG if quiet else logging.INFO, "request", extra=extra)
 
 
