@@ -74,7 +74,7 @@ def send(
         for metric, value in said.items():
             body = {"inference_id": interaction_id, "metric_name": metric, "value": value}
             answer = _post(client, body if user is None else body | {"user": user})
-            rows.append({"id": answer.get("id"), "metric": str(metric), "value": value})
+            rows.append({"id": answer.get("feedback_id"), "metric": str(metric), "value": value})
     return rows
 
 

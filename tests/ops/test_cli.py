@@ -654,7 +654,7 @@ class _Feedback(http.server.BaseHTTPRequestHandler):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         self.seen.append((self.headers["Authorization"], body))
         known = body["inference_id"] == "known"
-        answer = {"id": "f1"} if known else {"error": {"message": "no interaction x"}}
+        answer = {"feedback_id": "f1"} if known else {"error": {"message": "no interaction x"}}
         self.send_response(200 if known else 404)
         self.end_headers()
         self.wfile.write(json.dumps(answer).encode())
