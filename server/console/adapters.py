@@ -22,7 +22,7 @@ from server.console import charts
 from server.console.base import form_of, new_router, read, render, see_other, visitor_of
 from server.console.charts import Node
 from server.console.door import Visitor
-from server.console.examinations import BASE, Examination, examination, examinations
+from server.console.examinations import BASE, Examination, examination, examinations, fate
 from server.errors import BadRequest
 from server.state import State, current
 
@@ -36,7 +36,6 @@ CHANGES = ("gained", "lost", "both", "neither")
 """What the second of two versions did with a task, against the first."""
 SHARES = (0.05, 0.1, 0.25, 0.5)
 """Of the requests, which a version may be tried on."""
-_LIVE = (AdapterState.CHAMPION, AdapterState.RETIRED)
 
 
 @router.get(PATH)
@@ -221,10 +220,7 @@ def _nodes(
     for adapter in adapters:
         exam = exams.get(adapter.version)
         parent = (exam.champion or None) if exam is not None else before
-        live = adapter.state in _LIVE
-        kind = "champion" if adapter.version == champion else "promoted" if live else "open"
-        if adapter.state in (AdapterState.REJECTED, AdapterState.ERASED):
-            kind = "rejected"
+        kind = "champion" if adapter.version == champion else fate(adapter, exam)
         note = f"{exam.candidate_solved}/{exam.tasks}" if exam and exam.tasks else adapter.recipe
         nodes.append(
             Node(
@@ -235,7 +231,7 @@ def _nodes(
                 note=note,
             )
         )
-        before = adapter.version if live else before
+        before = adapter.version if kind in ("champion", "promoted") else before
     return nodes
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 
-from ops.records import Cycle, Json
+from ops.records import Adapter, AdapterState, Cycle, Json
 from ops.store import Store
 
 MAX_CYCLES = 200
@@ -71,3 +71,12 @@ def version_of(name: object) -> int:
     """The version in a pinned name; `BASE` for every other name."""
     digits = str(name).removeprefix("code@v")
     return int(digits) if digits != str(name) and digits.isdecimal() else BASE
+
+
+def fate(adapter: Adapter, exam: Examination | None) -> str:
+    """What became of a version, in one word for legends: promoted, rejected, open."""
+    if adapter.state in (AdapterState.CHAMPION, AdapterState.RETIRED):
+        return "promoted"
+    if adapter.state is AdapterState.ERASED:  # its files are gone, whatever it was before
+        return "promoted" if exam is not None and exam.decision == "promote" else "rejected"
+    return "rejected" if adapter.state is AdapterState.REJECTED else "open"

@@ -11,14 +11,14 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from ops import learning as answer
-from ops.records import Adapter, AdapterState, Alias, Cycle, CycleState, now
+from ops.records import Adapter, Alias, Cycle, CycleState, now
 from ops.store import Store
 from ops.swaps import ALIVE_S
 from server.auth import CONSOLE
 from server.console import charts
 from server.console.base import new_router, read, render, visitor_of
 from server.console.charts import Measured
-from server.console.examinations import BASE, Examination, examinations
+from server.console.examinations import BASE, Examination, examinations, fate
 from server.state import State, current
 
 if TYPE_CHECKING:
@@ -77,8 +77,8 @@ def _read(state: State) -> dict[str, Any]:
         "exams": exams[::-1],
         "points": points,
         "chart": charts.whiskers(points),
-        "served": _served(served, adapters),
-        "served_chart": charts.whiskers(_served(served, adapters)),
+        "served": _served(served),
+        "served_chart": charts.whiskers(_served(served)),
         "served_days": SERVED_DAYS,
         "growth": growth,
         "growth_chart": charts.lines(growth, since, at),
@@ -89,15 +89,6 @@ def _read(state: State) -> dict[str, Any]:
         "adapters": adapters,
         **_waiting(store, settings, cycles, report["new"], at),
     }
-
-
-def fate(adapter: Adapter | None) -> str:
-    """What became of a version, in one word for legends: promoted, rejected, open."""
-    if adapter is None or adapter.state in (AdapterState.CHAMPION, AdapterState.RETIRED):
-        return "promoted"
-    if adapter.state in (AdapterState.REJECTED, AdapterState.ERASED):
-        return "rejected"
-    return "open"
 
 
 def _points(exams: list[Examination], adapters: dict[int, Adapter]) -> list[Measured]:
@@ -111,7 +102,7 @@ def _points(exams: list[Examination], adapters: dict[int, Adapter]) -> list[Meas
     for version in sorted(newest):
         exam = newest[version]
         adapter = adapters.get(version)
-        kind = fate(adapter) if adapter is not None else "rejected"
+        kind = fate(adapter, exam) if adapter is not None else "rejected"
         solved = exam.candidate_solved
         points.append(_point(f"v{version}", kind, solved, exam.tasks, joined=kind == "promoted"))
     return points
@@ -124,12 +115,12 @@ def _point(name: str, kind: str, solved: int, tasks: int, *, joined: bool) -> Me
     return Measured(label=name, kind=kind, title=title, solved=solved, tasks=tasks, joined=joined)
 
 
-def _served(found: dict[int, tuple[int, int]], adapters: dict[int, Adapter]) -> list[Measured]:
+def _served(found: dict[int, tuple[int, int]]) -> list[Measured]:
     """What users got from each version."""
     return [
         _point(
             "base" if version == BASE else f"v{version}",
-            "start" if version == BASE else fate(adapters.get(version)),
+            "start" if version == BASE else "promoted",
             verified,
             judged,
             joined=False,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from html.parser import HTMLParser
 from importlib import resources
 from pathlib import Path
@@ -27,11 +28,13 @@ from ops.records import (
     new_id,
     now,
 )
+from ops.registry import Registry
 from ops.settings import KeySettings
 from ops.store import Recording, Store
 from server.console import charts
 from server.console.charts import Measured, Node
 from server.console.door import COOKIE
+from server.console.examinations import examination, fate
 from tests.fake_engine import BASE, RANK, FakeEngine, add_adapter, write_adapter
 from tests.ops import records
 from tests.server.conftest import Running, SharedPool, serving
@@ -684,6 +687,30 @@ def test_a_key_without_a_share_left_is_told_so(
     assert refused.status_code == 429
     assert "too many requests" in refused.text
     assert running.engine.bodies()
+
+
+@pytest.mark.parametrize(
+    ("state", "decision", "word"),
+    [
+        (AdapterState.CHAMPION, "reject", "promoted"),  # by force
+        (AdapterState.RETIRED, "promote", "promoted"),
+        (AdapterState.ERASED, "promote", "promoted"),
+        (AdapterState.ERASED, "reject", "rejected"),
+        (AdapterState.REJECTED, "promote", "rejected"),  # the server refused it
+        (AdapterState.CANARY, "promote", "open"),
+        (AdapterState.EXAMINED, "continue", "open"),
+    ],
+)
+def test_the_fate_of_a_version(
+    registry: Registry, state: AdapterState, decision: str, word: str
+) -> None:
+    report = {
+        "evaluate": {"candidate": "code@v1", "champion": BASE},
+        "decide": {"decision": decision, "numbers": {}},
+    }
+    exam = examination(records.cycle(report=report))
+    assert exam is not None
+    assert fate(replace(add_adapter(registry), state=state), exam) == word
 
 
 # --- charts -----------------------------------------------------------------------------------
