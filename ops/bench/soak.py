@@ -439,7 +439,7 @@ def slopes(found: Findings) -> dict[str, list[float]]:
     if not found.memory or len(found.swaps) < 10:
         return {}
     began, ended = found.outage
-    sides = [[], []] if began else [[]]  # type: list[list[tuple[float, dict[str, float]]]]
+    sides: list[list[tuple[float, dict[str, float]]]] = [[], []] if began else [[]]
     for at, sizes in found.memory:
         if not began or at < began:
             sides[0].append((at, sizes))
@@ -450,13 +450,12 @@ def slopes(found: Findings) -> dict[str, list[float]]:
         side = side[len(side) // 5 :]
         if len(side) < 10:
             continue
-        number = [sum(s.began <= at for s in found.swaps) for at, _ in side]
-        if len(set(number)) < 2:
-            continue
-        for name in side[0][1]:
-            mib = [sizes.get(name, 0.0) for _, sizes in side]
-            slope = statistics.linear_regression(number, mib).slope
-            result.setdefault(name, []).append(slope)
+        for name in ("engine", "server"):
+            seen = [(at, sizes[name]) for at, sizes in side if name in sizes]
+            number = [sum(s.began <= at for s in found.swaps) for at, _ in seen]
+            if len(set(number)) > 1:
+                slope = statistics.linear_regression(number, [mib for _, mib in seen]).slope
+                result.setdefault(name, []).append(slope)
     return result
 
 
@@ -511,7 +510,7 @@ def report(found: Findings) -> tuple[list[str], bool]:
     for name, each in slopes(found).items():
         bad = any(slope > FLAT_MIB[name] for slope in each)
         flat = flat and not bad
-        sizes = [sizes[name] for _, sizes in found.memory]
+        sizes = [sizes[name] for _, sizes in found.memory if name in sizes]
         grown = ", ".join(f"{slope:+.2f}" for slope in each)
         lines.append(f"memory of the {name}: at most {max(sizes):.0f} MiB, {grown} MiB a swap")
     kept = not faults and flat

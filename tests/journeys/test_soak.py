@@ -142,6 +142,7 @@ def test_memory_that_grows_with_each_swap_is_seen(bench: ModuleType) -> None:
             found.swaps.append(bench.Swap(version=number + 1, began=at, decided_s=1.0))
             size = {"engine": 900.0 + each_mib * number, "server": 100.0}
             found.memory += [(at, size), (at + 2.5, size)]
+        found.memory.append((1203.0, {"server": 100.0}))  # the engine had just been killed
         return found
 
     assert bench.slopes(findings(10.0))["engine"] == [pytest.approx(10.0)]
