@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
 import sys
 import time
@@ -231,6 +232,7 @@ class Run:
             "load_best_model_at_end": bool(self.held_out),
             "metric_for_best_model": "eval_loss" if self.held_out else None,
             "greater_is_better": False if self.held_out else None,
+            "restore_callback_states_from_checkpoint": True,
             "report_to": "none",
             "disable_tqdm": True,
             "dataloader_pin_memory": self.device.type != "cpu",
@@ -326,6 +328,9 @@ def prefer(directory: Path) -> Json:
 def main() -> int:
     """Entry point of the process."""
     train.die_with_parent()
+    # Several devices would be used as one by copying the model: that is not covered here.
+    first = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
+    os.environ["CUDA_VISIBLE_DEVICES"] = first
     try:
         prefer(Path(sys.argv[1]))
     except TrainingError as error:

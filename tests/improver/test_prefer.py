@@ -120,9 +120,12 @@ def test_it_goes_on_from_the_adapter_that_training_left(job: TrainJob, tmp_path:
         assert torch.allclose(value, start[name], atol=1e-6), name
 
 
-def test_a_killed_run_goes_on_from_its_last_whole_checkpoint(job: TrainJob, tmp_path: Path) -> None:
-    whole, broken = (prepare(tmp_path / name, job, PAIRS, 0) for name in ("whole", "broken"))
-    prefer.prefer(whole)
+@pytest.mark.parametrize("held_out", [0, 4])
+def test_a_killed_run_goes_on_from_its_last_whole_checkpoint(
+    job: TrainJob, tmp_path: Path, held_out: int
+) -> None:
+    whole, broken = (prepare(tmp_path / name, job, PAIRS, held_out) for name in ("whole", "broken"))
+    wanted = prefer.prefer(whole)
 
     def kill(line: dict[str, Any]) -> None:
         if line["step"] > 4:
@@ -136,8 +139,11 @@ def test_a_killed_run_goes_on_from_its_last_whole_checkpoint(job: TrainJob, tmp_
     half = broken / "checkpoints" / "checkpoint-99"
     half.mkdir()
     report = prefer.prefer(broken)
-    assert report["steps"] == report["steps_planned"] == 12
-    assert [line["step"] for line in report["curve"]] == list(range(1, 13))
+    steps = [line["step"] for line in report["curve"]]
+    assert steps == [line["step"] for line in wanted["curve"]]
+    assert report["best_step"] == wanted["best_step"]
+    if not held_out:
+        assert steps == list(range(1, 13))
     for name, value in weights(whole).items():
         assert torch.equal(value, weights(broken)[name]), name
     assert not (broken / "checkpoints").exists()
