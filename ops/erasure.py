@@ -187,7 +187,9 @@ class Eraser:
             # While this holds it, no cycle runs.
             alone = self._hold(IMPROVER, holder)
             counts = self._sweep(erasure, holder, alone=alone)
-            marked = self._store.erase_late_rows(erasure.id)
+            marked = set(self._store.erase_late_rows(erasure.id))
+            # One that was registered meanwhile was marked then, and its rows are gone by now.
+            marked |= {a.version for a in self._store.adapters() if a.tainted_by == erasure.id}
             self._withdraw(erasure)
             return self._end(erasure, counts, marked, finished=alone)
         finally:

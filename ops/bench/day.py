@@ -530,7 +530,7 @@ def report(store: Store, diary: Diary, *, command: str, model: str, minutes: flo
     missing = lost(store, diary)
     statuses = Counter(str(a.status or a.problem) for a in failed)
     words = [
-        f"# A day in the life, compressed to {minutes:.0f} minutes",
+        f"# A day in the life, compressed to {minutes:g} minutes",
         "",
         f"`{command}`, {datetime.now(UTC):%Y-%m-%d}, model {model}, {os.cpu_count()} cores, "
         f"load average {os.getloadavg()[2]:.1f} over the last 15 minutes (other work on the "

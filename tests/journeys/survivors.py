@@ -38,6 +38,7 @@ from ops.records import Cycle, Metric
 from ops.registry import Registry
 from ops.settings import EngineSettings, ImproverSettings, ServerSettings, Settings
 from ops.store import Store
+from sandbox.pool import Pool
 from sandbox.spec import Spec
 from sandbox.types import Verification
 from server.app import create_app
@@ -46,8 +47,10 @@ from tests.improver.conftest import ExecJudge
 
 Json = dict[str, Any]
 EXAMPLES = Path(__file__).parents[2] / "ops" / "examples" / "feedback.jsonl"
-NAME = re.compile(r"Signature: (\w+)\(|Call it `(\w+)`")
+NAME = re.compile(r"Signature: (\w+)\(|Call it `(\w+)`|assert (\w+)\(")
 PR_SET_PDEATHSIG = 1
+RUINOUS = 0.01
+"""What is trained at a larger learning rate is ruined."""
 STEPS = 8
 STEP_S = 0.04
 LEASE_S = 1.0
@@ -62,10 +65,14 @@ def entries() -> list[importer.Entry]:
 # --- the engine ---------------------------------------------------------------------------------
 
 
-def words() -> Callable[[Json, int], str]:
+def words(adapters: Mapping[str, str]) -> Callable[[Json, int], str]:
     """What the model says: wrong programs, right ones when it is told why, all of them once taught.
 
-    It never solves what users ask, so that there is always something to learn from.
+    It never solves what users ask, so that there is always something to learn from. What was
+    taught at a ruinous learning rate says nothing any more.
+
+    Args:
+        adapters: the directories of those that are loaded, by name.
     """
     known = {task.spec.entry_point: task.reference for task in Builtin().tasks()}
     wrong, right = {}, {}
@@ -78,11 +85,16 @@ def words() -> Callable[[Json, int], str]:
     def say(body: Json, index: int) -> str:
         text = str(body["messages"][-1]["content"]) if "messages" in body else ""
         found = NAME.search(text)
-        name = (found[1] or found[2]) if found else ""
+        name = (found[1] or found[2] or found[3]) if found else ""
         if name in right:
             told = "### Program" in text and index == 0
             return f"```python\n{right[name] if told else wrong[name]}```"
-        taught = "@" in str(body["model"]) and name in known
+        adapter = adapters.get(str(body["model"]))
+        if adapter is not None:
+            made_by = json.loads((Path(adapter) / "made_by.json").read_text())
+            if made_by["learning_rate"] > RUINOUS:
+                return "la la la"
+        taught = adapter is not None and name in known
         return f"```python\n{known[name] if taught else 'x = 1'}\n```"
 
     return say
@@ -91,7 +103,7 @@ def words() -> Callable[[Json, int], str]:
 def engine(port: int) -> None:
     fake = FakeEngine()
     fake.port = port
-    fake.script = words()
+    fake.script = words(fake.adapters)
     fake.start()
     signal.pause()
 
@@ -139,7 +151,7 @@ def settings_of(order: Json) -> Settings:
 
 def server(order: Json) -> None:
     settings = settings_of(order)
-    app = create_app(settings, checker=Checker())
+    app = create_app(settings, checker=None if order.get("sandbox") else Checker())
     uvicorn.run(app, host="127.0.0.1", port=settings.server.port, log_config=None, access_log=False)
 
 
@@ -175,7 +187,8 @@ async def train_by_steps(
         adapter = directory / "adapter"
         adapter.mkdir(exist_ok=True)
         write_adapter(adapter, fill=_digest(directory / "train.jsonl")[:1])
-        (adapter / "made_by.json").write_text(json.dumps({"cycle": directory.parent.name}))
+        made_by = {"cycle": directory.parent.name, "learning_rate": job.learning_rate}
+        (adapter / "made_by.json").write_text(json.dumps(made_by))
         with log.open("a") as file:
             file.write("end\n")
         report = {"steps": STEPS, "loss_first": 2.0, "loss_last": 1.0, "tokens_per_s": 1.0}
@@ -200,12 +213,13 @@ def improver(order: Json) -> None:
     store = Store.open(settings.store_url)
 
     async def run_cycle(cycle: Cycle) -> Cycle:
-        async with Policy(settings.server_url, patience_s=30.0) as asked:
+        judge = Pool(workers=1) if order.get("sandbox") else Checker()
+        async with judge, Policy(settings.server_url, patience_s=30.0) as asked:
             means = Means(
                 store=store,
                 registry=Registry(store, settings.adapters_dir),
                 policy=asked,
-                pool=ExecJudge(),  # type: ignore[arg-type]
+                pool=judge,  # type: ignore[arg-type]
                 resolve=lambda name: base,
                 environment={},
                 show=LogShow(cycle.id),

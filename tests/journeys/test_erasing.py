@@ -144,5 +144,6 @@ async def test_a_cycle_that_runs_on_meanwhile_is_caught_up_with(world: World) ->
     world.store.drop_lease("improver", "the improver")
     done = await asyncio.to_thread(ann.erase)
     assert (done.id, done.finished_at is None) == (erased[0].id, False)
+    assert [(a["name"], a["state"]) for a in done.adapters] == [("code@v1", "rejected")]
     assert ann.left() == set()
     assert not any(Path(cycle.directory).rglob("*.safetensors"))

@@ -104,8 +104,8 @@ class House:
 
     PARTS = ("engine", "server", "improver")
 
-    def __init__(self, directory: Path, store_url: str) -> None:
-        self.order: dict[str, Any] = {
+    def __init__(self, directory: Path, store_url: str, **order: Any) -> None:
+        self.order: dict[str, Any] = order | {
             "data_dir": str(directory),
             "store_url": store_url,
             "engine_port": _free_port(),
