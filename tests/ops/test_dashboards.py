@@ -26,9 +26,6 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.metrics import MetricWrapperBase
 
 from ops import metrics
-from tests.server.conftest import Running, engine, pool, server
-
-__all__ = ["engine", "pool", "server"]
 
 ROOT = Path(__file__).parents[2]
 HERE = ROOT / "ops" / "dashboards"
@@ -342,7 +339,7 @@ def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Clien
     address = f"127.0.0.1:{target.server_address[1]}"
     try:
         with running(home, {"journeyman": address, "vllm": address}) as client:
-            _wait_for(client, "journeyman:verified:ratio7d and on () count_over_time(up[1m]) > 8")
+            wait_for(client, "journeyman:verified:ratio7d and on () count_over_time(up[1m]) > 8")
             yield client
     finally:
         target.shutdown()
@@ -397,14 +394,14 @@ def _is_ready(client: httpx.Client) -> bool:
         return False
 
 
-def _wait_for(client: httpx.Client, query: str, timeout_s: float = 30.0) -> None:
+def wait_for(client: httpx.Client, query: str, timeout_s: float = 30.0) -> None:
     deadline = time.monotonic() + timeout_s
-    while not _ask(client, query):
+    while not ask(client, query):
         assert time.monotonic() < deadline, f"nothing after {timeout_s} s: {query}"
         time.sleep(0.2)
 
 
-def _ask(client: httpx.Client, query: str) -> list[dict[str, Any]]:
+def ask(client: httpx.Client, query: str) -> list[dict[str, Any]]:
     answer = client.get("/api/v1/query", params={"query": query}).json()
     assert answer["status"] == "success", f"{query}: {answer}"
     data: list[dict[str, Any]] = answer["data"]["result"]
@@ -413,7 +410,7 @@ def _ask(client: httpx.Client, query: str) -> list[dict[str, Any]]:
 
 def test_every_panel_shows_something_in_a_real_prometheus(prometheus: httpx.Client) -> None:
     empty = [
-        place for place, query in queries().items() if not _ask(prometheus, concrete(query, "1m"))
+        place for place, query in queries().items() if not ask(prometheus, concrete(query, "1m"))
     ]
     assert empty == []
 
@@ -433,54 +430,3 @@ def test_the_variables_find_servers_and_engines(prometheus: httpx.Client) -> Non
             ]
             found = prometheus.get(f"/api/v1/label/{label}/values", params={"match[]": metric})
             assert found.json()["data"], variable["name"]
-
-
-# --- a live system ----------------------------------------------------------------------------
-
-
-@pytest.fixture
-def live(server: Running, tmp_path: Path) -> Iterator[httpx.Client]:
-    """A real Prometheus that scrapes a running server with traffic, and its engine."""
-    spec = {"entry_point": "add", "examples": [{"input": [1, 2], "output": 3}]}
-    stop = threading.Event()
-
-    def ask() -> None:
-        with httpx.Client(base_url=server.url, timeout=30) as client:
-            while not stop.is_set():
-                body = {"model": "code", "messages": [{"role": "user", "content": "add"}]}
-                answer = client.post("/v1/chat/completions", json=body | {"io_spec": spec}).json()
-                said = {"inference_id": answer["id"], "metric_name": "accepted", "value": True}
-                client.post("/v1/feedback", json=said)
-                client.post("/v1/chat/completions", json={"model": "none"})
-                stop.wait(0.1)
-
-    users = threading.Thread(target=ask, name="users")
-    users.start()
-    try:
-        targets = {"journeyman": server.url, "vllm": server.engine.url}
-        with running(tmp_path, {j: u.removeprefix("http://") for j, u in targets.items()}) as found:
-            _wait_for(found, 'count_over_time(up{job="journeyman"}[1m]) > 10')
-            yield found
-    finally:
-        stop.set()
-        users.join()
-
-
-TRAFFIC = {
-    *("Completions", "Completions by status", "In flight", "Latency of completions", "Latency p95"),
-    *("Overhead per request", "Overhead p99", "Other requests by route", "Durable writes"),
-    *("Verified", "Verified share", "Answers with a specification", "Attempts by verdict"),
-    *("Attempts judged", "Time spent judging", "Feedback", "Feedback per hour, by metric"),
-    *("Running", "The record", "Requests for `code`, by arm", "Engine"),
-}
-"""Panels on which users' requests are seen, whatever else happens."""
-
-
-def test_every_query_runs_on_a_live_system_and_its_traffic_is_seen(live: httpx.Client) -> None:
-    empty = {
-        place.rpartition(" ")[0]
-        for place, query in queries().items()
-        if not _ask(live, concrete(query, "1m"))
-    }
-    assert {panel["title"] for panel in panels()} >= TRAFFIC
-    assert empty & TRAFFIC == set()

@@ -10,9 +10,7 @@ import pytest
 from ops import export
 from ops.records import Metric
 from tests.fake_engine import FakeEngine
-from tests.server.conftest import Running, SharedPool, engine, pool, serving
-
-__all__ = ["engine", "pool"]
+from tests.server.conftest import Running, SharedPool, serving
 
 SPEC = {"entry_point": "add", "examples": [{"input": [1, 2], "output": 3}]}
 

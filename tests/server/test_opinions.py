@@ -9,9 +9,7 @@ import pytest
 from ops import keys, opinions
 from ops.errors import FeedbackError
 from tests.fake_engine import FakeEngine
-from tests.server.conftest import Running, engine, pool, server
-
-__all__ = ["engine", "pool", "server"]
+from tests.server.conftest import Running
 
 
 def test_what_is_said_is_kept_under_the_ids_that_are_told(
