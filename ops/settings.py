@@ -489,7 +489,12 @@ class ImproverSettings(Section):
         "data",
     )
     sources: SourceSettings = SourceSettings()
-    nice: int = Field(10, ge=0, le=19, description="added niceness of the training process")
+    nice: int = Field(
+        10,
+        ge=0,
+        le=19,
+        description="added niceness of the training process; the improver around it adds half",
+    )
     train: TrainSettings = TrainSettings()
     ilf: IlfSettings = IlfSettings()
     gift4code: Gift4CodeSettings = Gift4CodeSettings()
