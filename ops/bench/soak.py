@@ -236,6 +236,7 @@ async def soak(
     pause_s: float = 1.5,
     drained_s: float = 30.0,
     say: Callable[[str], None] = print,
+    into: Findings | None = None,
 ) -> Findings:
     """Swap under load and return what was seen.
 
@@ -247,8 +248,9 @@ async def soak(
         pause_s: load without a swap, after each.
         drained_s: how long no request runs, after which retention may erase what it was asked of.
         say: is told how it goes.
+        into: where it is noted, for who wants to look at a soak that was cut short.
     """
-    found, stop = Findings(), asyncio.Event()
+    found, stop = into or Findings(), asyncio.Event()
     limits = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=300)
     connector = aiohttp.TCPConnector(limit=0)
     async with aiohttp.ClientSession(timeout=limits, connector=connector) as session:
@@ -697,22 +699,28 @@ def installed(folder: Path, name: str) -> Iterator[tuple[Installation, System]]:
 async def main(options: argparse.Namespace) -> bool:
     """Start everything, soak, report, stop everything."""
     print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, Python {sys.version.split()[0]}")
-    with tempfile.TemporaryDirectory(prefix="soak-", dir=options.data) as name:
-        with installed(Path(name), options.model) as (installation, system):
-            began = time.monotonic()
-            await installation.until_ready()
-            print(f"ready after {time.monotonic() - began:.0f} s", flush=True)
-            found = await soak(
+    found, kept = Findings(), False
+    with (
+        tempfile.TemporaryDirectory(prefix="soak-", dir=options.data) as name,
+        installed(Path(name), options.model) as (installation, system),
+    ):
+        began = time.monotonic()
+        await installation.until_ready()
+        print(f"ready after {time.monotonic() - began:.0f} s", flush=True)
+        try:
+            await soak(
                 system,
                 swaps=options.swaps,
                 clients=options.clients,
                 kill_at=options.swaps // 2 if options.kill_at is None else options.kill_at,
                 pause_s=options.pause,
                 say=lambda line: print(line, flush=True),
+                into=found,
             )
-        lines, kept = report(found)
-        print(*lines, sep="\n", flush=True)
-        return kept
+        finally:
+            lines, kept = report(found)
+            print(*lines, sep="\n", flush=True)
+    return kept
 
 
 def _options() -> argparse.Namespace:
@@ -727,4 +735,6 @@ def _options() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
+    # As Ctrl-C: what was started is stopped.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     sys.exit(not asyncio.run(main(_options())))
