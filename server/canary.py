@@ -64,23 +64,29 @@ class Canary:
     async def run(self) -> None:
         """Look until `stop`."""
         while not self._stopping.is_set():
-            began = time.monotonic()
+            busy_s = 0.0
             try:
-                if await asyncio.to_thread(self.look):
+                ended, busy_s = await asyncio.to_thread(self._timed_look)
+                if ended:
                     self._tell()
             except OpsError as error:
                 log.warning("a trial cannot be judged now: %s", error, extra={"action": "trial"})
             except Exception:  # the loop's edge
                 metrics.loop_errors_total.labels("canary").inc()
                 log.exception("judging a trial failed", extra={"action": "trial"})
-            # A long trial on a busy server has much to add up: at most a tenth of the time.
-            pause_s = max(self._look_s, 10 * (time.monotonic() - began))
+            # A long trial has much to add up: that may take a tenth of a core, and no more.
+            pause_s = max(self._look_s, 10 * busy_s)
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._stopping.wait(), pause_s)
 
     def stop(self) -> None:
         """End the loop after the step it is in."""
         self._stopping.set()
+
+    def _timed_look(self) -> tuple[bool, float]:
+        """`look`, with the seconds of processor time that it took."""
+        began = time.thread_time()
+        return self.look(), time.thread_time() - began
 
     def look(self) -> bool:
         """Judge the trial that is under way, if any, once; return whether that ended it.
