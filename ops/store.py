@@ -111,7 +111,9 @@ class EnumText(sa.types.TypeDecorator[StrEnum]):
             ) from error
 
 
-_json = sa.JSON(none_as_null=True).with_variant(postgresql.JSONB(none_as_null=True), "postgresql")
+# On PostgreSQL too JSON and not JSONB, which sorts the keys: their order may be part of a program's
+# input (the columns of a table, say) and of what the model reads of a specification.
+_json = sa.JSON(none_as_null=True)
 metadata = sa.MetaData()
 
 
@@ -666,8 +668,7 @@ class Store:
         newest = sa.select(interactions.c.id).order_by(interactions.c.id.desc()).limit(SEARCHED)
         if before is not None:
             newest = newest.where(interactions.c.id < before)
-        # Text of a JSON document: SQLite keeps it as it was written, PostgreSQL writes it anew.
-        needle = json.dumps(text, ensure_ascii=self._sqlite)[1:-1]
+        needle = json.dumps(text)[1:-1]  # as the document was written
         columns = (interactions.c.messages, interactions.c.choices)
         found = [sa.cast(one, sa.Text).icontains(needle, autoescape=True) for one in columns]
         return sa.and_(interactions.c.id.in_(newest), sa.or_(*found))

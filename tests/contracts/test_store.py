@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta, timezone
@@ -89,6 +90,15 @@ def test_recordings_come_with_all_that_belongs_to_them(store: Store) -> None:
     assert list(found[0].feedback) == [said]
     assert not found[1].attempts
     assert store.recordings([]) == []
+
+
+def test_objects_keep_the_order_of_their_keys(store: Store) -> None:
+    """Programs iterate over what they are given, and the columns of a table have an order."""
+    spec = {"examples": [{"input": [{"bb": 1, "a": 2, "ccc": {"z": 1, "y": 2}}], "output": 3}]}
+    recording = _recorded(store, spec=spec, params={"zz": 1, "a": 2})
+    back = store.interaction(recording.interaction.id)
+    assert json.dumps(back.spec) == json.dumps(spec)
+    assert list(back.params) == ["zz", "a"]
 
 
 def test_times_keep_their_instant_whatever_their_zone(store: Store) -> None:
