@@ -97,7 +97,7 @@ def create_app(
         SettingsError: the server would be open to the network without keys.
     """
     require_safe(settings.server.host, _configured(settings) or _recorded(settings))
-    keys = Keys(_configured(settings), _own(settings))
+    keys = Keys(_configured(settings))
     gate = Gate(settings.server.max_concurrency, behind=settings.server.behind)
 
     @asynccontextmanager
@@ -202,6 +202,10 @@ async def _open(
     stack.callback(store.close)
     keyring = Keyring(store, keys, poll_s=settings.server.poll_s)
     await keyring.read()  # before the first request
+    try:
+        keys.let_in(_own(settings))
+    except SettingsError as error:  # the improver can be given a key by hand
+        log.warning("%s", error, extra={"action": "keys"})
     _follow(keyring, "keys", stack)
     recorder = _recorder(settings, store, name, stack)
     engine = await stack.enter_async_context(

@@ -155,12 +155,11 @@ class Keys:
 
     Args:
         configured: those of the settings.
-        own: the installation's own, for which nobody else has to bring one.
     """
 
-    def __init__(self, configured: Sequence[Key], own: Key | None = None) -> None:
+    def __init__(self, configured: Sequence[Key]) -> None:
         self._configured, self._recorded = tuple(configured), tuple[Key, ...]()
-        self._own = () if own is None else (own,)
+        self._own = tuple[Key, ...]()
         self._holders: list[Identity] = []
         self._asked = False
         self._settle()
@@ -174,6 +173,11 @@ class Keys:
         """Take these as the keys of the record; `ever`: it has had one, perhaps revoked since."""
         self._recorded = tuple(keys)
         self._asked |= ever
+        self._settle()
+
+    def let_in(self, own: Key) -> None:
+        """Take this as the installation's own key, for which nobody else has to bring one."""
+        self._own = (own,)
         self._settle()
 
     def _settle(self) -> None:
