@@ -35,7 +35,10 @@ def _examined(server: Running, fill: bytes) -> Adapter:
 def _champion(server: Running, fill: bytes) -> Adapter:
     adapter = _examined(server, fill)
     server.registry.promote(adapter.version, actor="gate", reason="better")
-    server.until(lambda: _version(server, "x") == adapter.version)
+    # Whom one asks for, an arm may answer: this is what `code` means.
+    server.until(
+        lambda: server.http.get("/v1/adapters").json()["serving"]["version"] == adapter.version
+    )
     return adapter
 
 
@@ -43,7 +46,8 @@ def _canary(server: Running, fill: bytes, share: float = 0.5) -> Adapter:
     adapter = _examined(server, fill)
     evidence = {"share": share}
     server.registry.canary(adapter.version, actor="gate", reason="better", evidence=evidence)
-    server.until(lambda: adapter.version in {_version(server, f"u{n}") for n in range(20)})
+    # Enough people that no draw leaves all of them on one side.
+    server.until(lambda: adapter.version in {_version(server, f"u{n}") for n in range(60)})
     return adapter
 
 
@@ -72,7 +76,7 @@ def test_a_canary_gets_its_share_and_who_asks_stays_with_it(server: Running) -> 
     _champion(server, b"\1")
     canary = _canary(server, b"\2", share=0.25)
     first = {user: _version(server, user) for user in (f"user{n}" for n in range(80))}
-    assert 8 <= Counter(first.values())[canary.version] <= 34
+    assert 4 <= Counter(first.values())[canary.version] <= 42
     assert set(first.values()) == {1, 2}
     again = {user: _version(server, user) for user in first}
     assert again == first
@@ -142,7 +146,7 @@ def test_trials_end_well_survive_a_restart_and_two_servers_agree(
         _champion(server, b"\1")
         adapter = _examined(server, b"\2")
         server.registry.canary(adapter.version, actor="gate", reason="better")
-        server.until(lambda: _version(server, "u1") + _version(server, "u2") > 2)
+        server.until(lambda: 2 in {_version(server, f"u{n}") for n in range(12)})
         before = {f"u{n}": _version(server, f"u{n}", store=True) for n in range(12)}
     with (
         serving(engine, tmp_path, checker=pool, release=release) as server,
@@ -159,7 +163,7 @@ def test_trials_end_well_survive_a_restart_and_two_servers_agree(
             assert asked < 200
         assert server.registry.get(2).state is AdapterState.CHAMPION
         for one in (server, other):
-            one.until(lambda o=one: _version(o, "x") == 2)  # type: ignore[misc]
+            one.until(lambda o=one: {_version(o, f"u{n}") for n in range(12)} == {2})  # type: ignore[misc]
         asked = 0
         while len(server.store.transitions(2)) < 5:
             _version((server, other)[asked % 2], f"u{asked % 12}", store=True)
