@@ -10,11 +10,12 @@ from pathlib import Path
 from threading import Barrier, Thread
 
 import pytest
+import sqlalchemy as sa
 
 from ops.errors import ArtifactError, Conflict, NotFound, RegistryError, StoreError
 from ops.records import Adapter, AdapterState, Alias, DatasetRow, now
 from ops.registry import Registry
-from ops.store import Store
+from ops.store import Store, metadata
 from tests.ops.records import cycle
 
 
@@ -371,7 +372,7 @@ def test_files_that_are_not_the_registrys_are_neither_served_nor_removed(
         "elsewhere": outside / inside.name,
     }[where]
     with store._engine.begin() as connection:
-        connection.exec_driver_sql("UPDATE adapters SET directory = ?", (str(path),))
+        connection.execute(sa.update(metadata.tables["adapters"]).values(directory=str(path)))
     with pytest.raises(ArtifactError, match="is not in"):
         registry.promote(version, actor="me", reason="r", force=True)
     with pytest.raises(ArtifactError, match="is not in"):
