@@ -10,12 +10,13 @@ import copy
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import anthropic
 import httpx
 import openai
 import pytest
+from pydantic import BaseModel
 
 from tests.real_engine import RealEngine
 from tests.server.clients import Llm
@@ -48,6 +49,41 @@ def test_responses(real: Running) -> None:
         assert row.usage["output_tokens"] == 5
     with pytest.raises(openai.BadRequestError):
         client.responses.create(model="code", input="x", temperature=-1)
+
+
+def test_a_response_goes_on_from_a_recorded_one(real: Running) -> None:
+    client = real.openai.with_options(timeout=300)
+    first = client.responses.create(
+        model="code", input="Say hi.", instructions="Be brief.", max_output_tokens=5
+    )
+    second = client.responses.create(
+        model="code", input="Again.", previous_response_id=first.id, max_output_tokens=5
+    )
+    assert second.previous_response_id == first.id
+    rows = [real.store.interaction(r.id.removeprefix("resp_")) for r in (first, second)]
+    assert [m["role"] for m in rows[1].messages] == ["user", "assistant", "user"]
+    assert rows[1].messages[1]["content"] == first.output_text
+    assert rows[0].episode_id == rows[1].episode_id
+    # The conversation was read: it is longer than its last message.
+    assert rows[1].usage["input_tokens"] > 5 + rows[0].usage["output_tokens"]
+
+
+class Look(BaseModel):
+    """Where to look."""
+
+    where: Literal["here", "there"]
+
+
+def test_structured_output(real: Running) -> None:
+    client = real.openai.with_options(timeout=300)
+    parsed = client.chat.completions.parse(
+        model="code", messages=MESSAGES, response_format=Look, max_tokens=40
+    )
+    found = parsed.choices[0].message.parsed
+    assert found is not None
+    assert found.where in ("here", "there")
+    row = real.store.interaction(parsed.id.removeprefix("chatcmpl-"))
+    assert row.choices[0]["message"]["content"] == parsed.choices[0].message.content
 
 
 def test_messages(real: Running) -> None:
@@ -109,6 +145,14 @@ BODIES: dict[str, tuple[str, Json]] = {
             "tools": [{"type": "function", "function": LOOK}],
             "tool_choice": NAMED,
             "max_tokens": 40,
+        },
+    ),
+    "chat with a tool to choose": (
+        CHAT,
+        {
+            "messages": MESSAGES,
+            "tools": [{"type": "function", "function": LOOK}],
+            "tool_choice": "auto",
         },
     ),
     "chat with a schema": (
@@ -204,3 +248,111 @@ def test_an_answer_is_what_vllm_says(
         return
     assert _folded(mine)[:2] == _folded(theirs)[:2]
     assert _folded(mine)[2] == _near(_folded(theirs)[2])
+
+
+RESPONSES, ANTHROPIC = "/v1/responses", "/v1/messages"
+RENAMED = frozenset(("id", "item_id", "created_at", "completed_at", "metadata"))
+"""Of typed answers: what is new in each of them, and `metadata`, which vLLM never sees."""
+TYPED: dict[str, tuple[str, Json]] = {
+    "response": (RESPONSES, {"input": MESSAGES, "max_output_tokens": 8, "store": False}),
+    "response under instructions": (
+        RESPONSES,
+        {"input": "hi", "instructions": "Be brief.", "max_output_tokens": 8, "store": False},
+    ),
+    "message": (ANTHROPIC, {"messages": MESSAGES, "max_tokens": 8}),
+    "message under a system": (
+        ANTHROPIC,
+        {"messages": MESSAGES, "system": "Be brief.", "max_tokens": 8, "stop_sequences": ["zz"]},
+    ),
+}
+
+
+def _bare(value: Any) -> Any:
+    """A typed answer without what is fleeting or ours, at every depth."""
+    if isinstance(value, dict):
+        left = value.keys() - RENAMED - OURS - {"system_fingerprint"}
+        return {name: _bare(value[name]) for name in left}
+    return [_bare(item) for item in value] if isinstance(value, list) else value
+
+
+def _typed(url: str, path: str, body: Json) -> list[Json]:
+    """The answer, or the events of its stream, each named as its data says."""
+    response = httpx.post(url + path, json=body, timeout=300)
+    assert response.status_code == 200, response.text
+    if not body.get("stream"):
+        return [response.json()]
+    events = []
+    for block in response.text.strip().split("\n\n"):
+        lines = dict(line.split(": ", 1) for line in block.split("\n"))
+        if lines["data"] != "[DONE]":
+            events.append(json.loads(lines["data"]))
+            assert lines.get("event") == events[-1]["type"]
+    return events
+
+
+def _told(events: list[Json]) -> tuple[list[Any], str]:
+    """The events of a stream without its pieces of text, and the text."""
+    said, kinds = "", []
+    for event in map(_bare, events):
+        event.pop("sequence_number", None)  # of pieces, which are cut anew each time
+        delta = event.pop("delta", None)
+        if isinstance(delta, str):
+            said += delta
+        elif isinstance(delta, dict) and "text" in delta:
+            said += delta["text"]
+        elif delta is not None:
+            event["delta"] = delta
+        if event not in kinds:
+            kinds.append(event)
+    return kinds, said
+
+
+@pytest.mark.parametrize("streamed", [False, True], ids=["whole", "stream"])
+@pytest.mark.parametrize("case", TYPED)
+def test_a_typed_answer_is_what_vllm_says(
+    real: Running, real_engine: RealEngine, case: str, streamed: bool
+) -> None:
+    path, given = TYPED[case]
+    body = {"model": real_engine.model.name, "temperature": 0, **given}
+    if streamed:
+        body["stream"] = True
+    for url in (real.url, real_engine.url):
+        _typed(url, path, body)  # now both find the prompt in vLLM's cache
+    mine, theirs = (_typed(url, path, body) for url in (real.url, real_engine.url))
+    if streamed:
+        assert _told(mine) == _told(theirs)
+    else:
+        assert _bare(mine) == _bare(theirs)
+
+
+REFUSED: dict[str, tuple[str, Json]] = {
+    "chat, temperature": (CHAT, {"messages": MESSAGES, "temperature": -1}),
+    "chat, top_p": (CHAT, {"messages": MESSAGES, "top_p": 2}),
+    "chat, too long": (CHAT, {"messages": MESSAGES, "max_tokens": 10_000_000}),
+    "chat, a role": (CHAT, {"messages": [{"role": 3, "content": "x"}]}),
+    "chat, a schema": (CHAT, {"messages": MESSAGES, "response_format": {"type": "json_schema"}}),
+    "text, logprobs": (TEXT, {"prompt": PROMPT, "logprobs": 1000}),
+    "text, n": (TEXT, {"prompt": PROMPT, "n": 100_000}),
+    "response, temperature": (RESPONSES, {"input": "x", "temperature": -1, "store": False}),
+    "message, max_tokens": (ANTHROPIC, {"messages": MESSAGES, "max_tokens": -1}),
+}
+
+
+LATE = frozenset(("text, logprobs",))
+"""Asked for as a stream, these are an answer to vLLM, with the error as an event of it."""
+
+
+@pytest.mark.parametrize(
+    ("case", "streamed"),
+    [(case, streamed) for case in REFUSED for streamed in (False, True)[: 2 - (case in LATE)]],
+)
+def test_a_refusal_is_what_vllm_says(
+    real: Running, real_engine: RealEngine, case: str, streamed: bool
+) -> None:
+    path, given = REFUSED[case]
+    body = {"model": real_engine.model.name, "stream": streamed, **given}
+    mine, theirs = (
+        httpx.post(url + path, json=body, timeout=300) for url in (real.url, real_engine.url)
+    )
+    assert 400 <= theirs.status_code < 500, theirs.text
+    assert (mine.status_code, mine.json()) == (theirs.status_code, theirs.json())
