@@ -538,14 +538,19 @@ async def against(options: argparse.Namespace) -> None:
             for way in ways:
                 await _round(session, way, options)  # warm
             rounds: list[list[Round]] = [[], []]
+            cpu = 0.0
             for number in range(options.rounds):
                 order = (0, 1) if number % 2 == 0 else (1, 0)
                 for place in order:
+                    used = cpu_s(ours.pid)
                     rounds[place].append(await _round(session, ways[place], options))
+                    cpu += (cpu_s(ours.pid) - used) * place
     for way, found in zip(ways, rounds, strict=True):
         rate = statistics.median(r.tokens_per_s for r in found)
         first = statistics.median(r.first_token_s for r in found) * 1000
         note(f"{way.name}: tokens/s, first token", f"{rate:7.1f} / {first:7.1f} ms")
+    made = options.rounds * options.at_once * options.tokens
+    note("  our CPU per token", f"{cpu / made * 1e3:7.3f} ms")
     pairs = list(zip(*rounds, strict=True))
     faster = [b.tokens_per_s / a.tokens_per_s for a, b in pairs]
     sooner = [a.first_token_s / b.first_token_s for a, b in pairs]
