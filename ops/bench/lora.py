@@ -20,6 +20,7 @@ import argparse
 import asyncio
 import contextlib
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -295,6 +296,8 @@ def _options() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
+    # As Ctrl-C: what was started is stopped.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     given = _options()
     if given.layers:
         layers()
