@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from ops import models, services
+from ops import guard, models, services
 from ops.errors import ProcessError
 from ops.settings import EngineSettings, Settings
 
@@ -42,9 +43,11 @@ def real_engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealEngine
     service = services.engine(settings, model, build)
     log = tmp_path_factory.mktemp("engine") / "log"
     with log.open("wb") as output:
+        # Behind a guard, as in production: nothing is left when the tests are killed.
         process = subprocess.Popen(
-            service.command,
+            [sys.executable, "-I", "-S", guard.__file__, "20", *service.command],
             env={**os.environ, **service.environment},
+            stdin=subprocess.PIPE,
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
@@ -53,11 +56,11 @@ def real_engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealEngine
         _wait(process, f"http://127.0.0.1:{port}/health", log)
         yield RealEngine(url=f"http://127.0.0.1:{port}", model=model)
     finally:
-        os.killpg(process.pid, signal.SIGTERM)
+        process.terminate()
         try:
-            process.wait(30)
+            process.wait(40)
         except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
+            process.send_signal(signal.SIGQUIT)
             process.wait()
 
 
