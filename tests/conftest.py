@@ -25,6 +25,7 @@ hypothesis.settings.register_profile("journeyman", deadline=None)
 hypothesis.settings.load_profile("journeyman")
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What takes longest begins first; where tests go to several processes, files stay whole.
 

@@ -266,9 +266,11 @@ async def test_base_and_adapters_share_a_batch_and_stay_apart(
         for name in names:
             await engine.unload(name)
     for model, rows in zip(models, beside, strict=True):
-        assert _mean_gap(rows, alone[model]) < 0.05, model
-        for other in models:
-            assert other == model or _mean_gap(rows, alone[other]) > 0.1, (model, other)
+        # A batch rounds otherwise than a request alone (bfloat16): about 0.05 on this text.
+        own = _mean_gap(rows, alone[model])
+        others = [_mean_gap(rows, alone[other]) for other in models if other != model]
+        assert own < 0.1, model
+        assert min(others) > 2 * own, (model, own, others)
     assert httpx.get(f"{subject.url}/health").status_code == 200
 
 
