@@ -8,10 +8,13 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import hypothesis
 import pytest
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
 
 from ops.registry import Registry
 from ops.store import Store
@@ -20,23 +23,39 @@ from tests.real_engine import real_engine
 
 __all__ = ["real_engine"]
 
+ROOT = Path(__file__).parents[1]
+
 # A slow machine is not a finding: what must be fast is measured in `ops/bench/`.
 hypothesis.settings.register_profile("journeyman", deadline=None)
 hypothesis.settings.load_profile("journeyman")
 
 
-@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What takes longest begins first; where tests go to several processes, files stay whole.
-
-    The tests of the real engine share one process, so that it is started once: two engines on two
-    cores would hold each other up.
-    """
+    """What takes longest begins first: the real engine, then files with slow tests."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: (not item.get_closest_marker("engine"), item.path not in slow))
-    for item in items:
-        group = "engine" if item.get_closest_marker("engine") else str(item.path)
-        item.add_marker(pytest.mark.xdist_group(group))
+    items.sort(key=lambda item: (not _needs_engine(item.path), item.path not in slow))
+
+
+class _Files(LoadScopeScheduling):
+    """Hands whole files to the processes; those that need the real engine are one.
+
+    So it is started once: two engines on two cores would hold each other up.
+    """
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        return "engine" if _needs_engine(ROOT / file) else file
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> _Files:
+    """Share out the tests (`--numprocesses`)."""
+    return _Files(config, log)
+
+
+@cache
+def _needs_engine(file: Path) -> bool:
+    return "pytest.mark.engine" in file.read_text()
 
 
 @pytest.fixture
