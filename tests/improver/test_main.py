@@ -171,7 +171,7 @@ def test_a_cycle_killed_in_training_is_resumed(
     }
 
     def answer(body: dict[str, Any], index: int) -> str:
-        text = body["messages"][-1]["content"]
+        text = [m["content"] for m in body["messages"] if m["role"] == "user"][-1]
         found = NAME.search(text)
         name = (found and (found[1] or found[2])) or ""
         if "### Feedback" in text:

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from ops.records import Adapter
+from ops.settings import ReleaseSettings
 from tests.fake_engine import BASE, RANK, FakeEngine, write_adapter
 from tests.server.conftest import Running, SharedPool, engine, pool, serving
 
@@ -157,14 +158,18 @@ def test_a_real_engine_swaps_between_adapters_that_each_write_one_word(
     bench: ModuleType, real_engine: Any, pool: SharedPool, tmp_path: Path
 ) -> None:
     bench.make_words(real_engine.model.directory, tmp_path / "words")
-    with serving(real_engine, tmp_path / "data", checker=pool, poll_s=0.5) as server:
-        release = bench.releaser(server.registry, tmp_path / "words", real_engine.model)
+    # A champion that goes back by itself would not be the swap that is waited for.
+    release = ReleaseSettings(watch_hours=0)
+    with serving(
+        real_engine, tmp_path / "data", checker=pool, release=release, poll_s=0.5
+    ) as server:
+        add = bench.releaser(server.registry, tmp_path / "words", real_engine.model)
         system = bench.System(
             url=server.url,
             engine_url=real_engine.url,
             store=server.store,
             registry=server.registry,
-            release=release,
+            release=add,
         )
         found = asyncio.run(bench.soak(system, swaps=6, clients=2, pause_s=1.0, **QUIET))
     assert found.faults() == []
