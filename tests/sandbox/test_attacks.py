@@ -93,11 +93,11 @@ def test_in_an_operators_runtime() -> None:
     python = nobody_python()
     shown = ["/usr", str(ROOT), *environment()["PYTHONPATH"].split(os.pathsep)]
     runtime = [bwrap, "--unshare-all", "--die-with-parent", "--new-session", "--cap-drop", "ALL"]
+    runtime += ["--dev", "/dev", "--proc", "/proc", "--tmpfs", "/tmp"]  # first: we may lie in /tmp
     for path in dict.fromkeys(shown):
         runtime += ["--ro-bind", path, path]
     for path in ("/lib", "/lib64"):
         runtime += ["--symlink", f"usr{path}", path] if os.path.islink(path) else []
-    runtime += ["--dev", "/dev", "--proc", "/proc", "--tmpfs", "/tmp"]
     command = [python, "-m", "sandbox", "check", "--json", "--tier", "runtime"]
     judge(as_nobody([*command, "--runtime", " ".join(runtime)], timeout=240), "runtime")
 
