@@ -57,6 +57,8 @@ def real_engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealEngine
         yield RealEngine(url=f"http://127.0.0.1:{port}", model=model)
     finally:
         process.terminate()
+        if process.stdin is not None:
+            process.stdin.close()
         try:
             process.wait(40)
         except subprocess.TimeoutExpired:

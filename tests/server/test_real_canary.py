@@ -80,7 +80,8 @@ async def test_a_canary_that_people_reject_leaves_by_itself(
                 still = await measure(tasks, policy, journal, base=model.name, candidate=model.name)
         assert moved.points == still.points == 2 * POINTS
         assert moved.nats is not None
-        assert moved.nats > 0.1 > 0.001 > (still.nats or 0.0)
+        # A small random adapter moves the next token a little; the base model never from itself.
+        assert moved.nats > 0.005 > 0.001 > (still.nats or 0.0)
 
         asked = 0
         while server.registry.get(1).state is AdapterState.CANARY:
