@@ -27,6 +27,13 @@ class RealEngine:
     url: str
     model: models.Model
 
+    def unload_adapters(self) -> None:
+        """Leave nothing of an earlier test's installation, whose versions bore the same names."""
+        for model in httpx.get(f"{self.url}/v1/models", timeout=60).json()["data"]:
+            if model.get("parent"):
+                body = {"lora_name": model["id"]}
+                httpx.post(f"{self.url}/v1/unload_lora_adapter", json=body, timeout=60)
+
 
 @pytest.fixture(scope="session")
 def real_engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealEngine]:

@@ -157,6 +157,7 @@ def test_memory_that_grows_with_each_swap_is_seen(bench: ModuleType) -> None:
 def test_a_real_engine_swaps_between_adapters_that_each_write_one_word(
     bench: ModuleType, real_engine: Any, pool: SharedPool, tmp_path: Path
 ) -> None:
+    real_engine.unload_adapters()
     bench.make_words(real_engine.model.directory, tmp_path / "words")
     # A champion that goes back by itself would not be the swap that is waited for.
     release = ReleaseSettings(watch_hours=0)

@@ -28,6 +28,7 @@ USERS = [f"user{n}" for n in range(24)]
 async def test_a_canary_that_people_reject_leaves_by_itself(
     real_engine: RealEngine, pool: SharedPool, tmp_path: Path
 ) -> None:
+    real_engine.unload_adapters()
     model, made = real_engine.model, tmp_path / "made"
     make_real_adapter(model.directory, made, seed=21)
     with serving(real_engine, tmp_path, checker=pool) as server:  # type: ignore[arg-type]
