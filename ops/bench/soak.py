@@ -43,7 +43,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import aiohttp
 
 from ops import models, processes, services
-from ops.records import Adapter, AdapterState, Alias
+from ops.records import Adapter, AdapterState, Alias, SwapReceipt
 from ops.registry import Registry
 from ops.store import Store
 
@@ -313,13 +313,19 @@ async def _swap(
 
     await _until(obeyed, f"code@v{version} does not answer")
     answered = time.time()
-    receipts = [
-        r
-        for r in await asyncio.to_thread(store.receipts, version=version, limit=20)
-        if r.id not in known and r.accepted and r.probe.get("alias") == Alias.CHAMPION.value
-    ]
-    last = max((receipt.at.timestamp() for receipt in receipts), default=answered)
-    phases = receipts[0].phases_s if receipts else {}
+    receipts: list[SwapReceipt] = []
+
+    async def told() -> bool:  # a server answers first and writes its receipt then
+        receipts[:] = [
+            r
+            for r in await asyncio.to_thread(store.receipts, version=version, limit=20)
+            if r.id not in known and r.accepted and r.probe.get("alias") == Alias.CHAMPION.value
+        ]
+        return bool(receipts)
+
+    await _until(told, f"no receipt says that code@v{version} answers")
+    last = max(receipt.at.timestamp() for receipt in receipts)
+    phases = receipts[0].phases_s
     return Swap(
         version=version,
         began=began,

@@ -146,6 +146,7 @@ def test_a_cycle_killed_in_training_is_resumed(
         "JOURNEYMAN_DATA_DIR": str(data_dir),
         "JOURNEYMAN_IMPROVER__SERVER_URL": server.url,
         "JOURNEYMAN_ENGINE__MODEL": str(tiny_model),
+        "JOURNEYMAN_IMPROVER__NICE": "0",
         "JOURNEYMAN_IMPROVER__TRAIN__EPOCHS": "6",
         "JOURNEYMAN_IMPROVER__TRAIN__RANK": "8",
         "JOURNEYMAN_IMPROVER__TRAIN__MAX_TOKENS": "1000",

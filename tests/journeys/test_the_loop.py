@@ -111,6 +111,7 @@ def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
         "JOURNEYMAN_IMPROVER__ILF__MIN_ROWS": "4",
         # So small a model refines next to nothing, and here the loop is tested, not the learning.
         "JOURNEYMAN_IMPROVER__ILF__DEMONSTRATIONS": "all",
+        "JOURNEYMAN_IMPROVER__NICE": "0",  # other tests run beside it, and are no users
         "JOURNEYMAN_IMPROVER__TRAIN__EPOCHS": "2",
         "JOURNEYMAN_IMPROVER__TRAIN__LEARNING_RATE": "0.001",
         "JOURNEYMAN_IMPROVER__GATE__MAX_TASKS": "8",
