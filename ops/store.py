@@ -766,15 +766,12 @@ class Store:
             limit: the most that are returned.
         """
         columns = [interactions.c[field.name] for field in fields(LiveAnswer)]
-        query = sa.select(*columns).where(
+        query: sa.Select[Any] = sa.select(*columns).where(
             interactions.c.adapter_version.in_(versions),
             interactions.c.model == model,
             interactions.c.source == Source.SERVED,
         )
-        if since is not None:
-            query = query.where(interactions.c.created_at >= since)
-        if before is not None:
-            query = query.where(interactions.c.created_at < before)
+        query = _asked_within(query, since, before)
         newest = interactions.c.created_at.desc(), interactions.c.id.desc()
         return self._select(LiveAnswer, query.order_by(*newest).limit(limit))
 
@@ -791,7 +788,7 @@ class Store:
 
         Only people's word counts, and only on the first choice.
         """
-        query = (
+        query: sa.Select[Any] = (
             sa.select(
                 feedback.c.created_at.label("at"),
                 interactions.c.adapter_version,
@@ -807,10 +804,7 @@ class Store:
                 interactions.c.source == Source.SERVED,
             )
         )
-        if since is not None:
-            query = query.where(interactions.c.created_at >= since)
-        if before is not None:
-            query = query.where(interactions.c.created_at < before)
+        query = _asked_within(query, since, before)
         newest = feedback.c.created_at.desc(), feedback.c.id.desc()
         return self._select(LiveOpinion, query.order_by(*newest).limit(limit))
 
@@ -1839,3 +1833,13 @@ def _begin_sqlite(connection: Connection) -> None:
     # SQLITE_BUSY however long the timeout is.
     immediate = connection.get_execution_options().get("immediate", False)
     connection.exec_driver_sql("BEGIN IMMEDIATE" if immediate else "BEGIN")
+
+
+def _asked_within(
+    query: sa.Select[Any], since: datetime | None, before: datetime | None
+) -> sa.Select[Any]:
+    if since is not None:
+        query = query.where(interactions.c.created_at >= since)
+    if before is not None:
+        query = query.where(interactions.c.created_at < before)
+    return query
