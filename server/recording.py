@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 
 from ops import metrics, tracing
 from ops.errors import Conflict, StoreError
-from ops.records import Heartbeat, now
+from ops.records import Heartbeat, Interaction, now
 from ops.redaction import Scrubber
 from ops.store import Recording, Store
 from server.errors import RecordUnavailable
@@ -114,6 +114,26 @@ class Recorder:
         """
         result: T = await self._submit(call=call)
         return result
+
+    async def forget(self, find: Callable[[], Interaction]) -> list[str]:
+        """Delete an interaction and all that hangs on it; return the adapters it has taught.
+
+        Args:
+            find: looks it up in the writer thread, and may refuse to.
+
+        Raises:
+            RecordUnavailable, StoreError: as in `write`.
+        """
+
+        def delete() -> list[str]:
+            row = find()
+            taught = self._store.adapters_taught_by(row.id)
+            self._store.delete([row.id])
+            return [adapter.name for adapter in taught]
+
+        names = await self.write(delete)
+        metrics.forgotten_total.labels("request").inc()
+        return names
 
     # --- answers that are still being streamed -------------------------------------------------
 

@@ -15,7 +15,6 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from ops import metrics
 from ops.errors import NotFound, StoreError
 from ops.records import Interaction, Json
 from server.auth import Identity
@@ -92,17 +91,10 @@ async def delete_response(request: Request, response_id: str) -> dict[str, Any]:
     """Delete a response and all that hangs on it; `adapters` names those that learned of it."""
     state, identity = current(request), request.state.identity
 
-    def delete() -> list[str]:
-        row = _one(state, identity, response_id)
-        taught = state.store.adapters_taught_by(row.id)
-        state.store.delete([row.id])
-        return [adapter.name for adapter in taught]
-
     try:
-        taught = await state.recorder.write(delete)
+        taught = await state.recorder.forget(lambda: _one(state, identity, response_id))
     except NotFound as error:
         raise _missing(response_id) from error
-    metrics.forgotten_total.labels("request").inc()
     return {"id": response_id, "object": "response", "deleted": True, "adapters": taught}
 
 

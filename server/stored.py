@@ -13,7 +13,6 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Query
 from starlette.requests import Request
 
-from ops import metrics
 from ops.errors import NotFound, StoreError
 from ops.records import Interaction, Json
 from server.auth import FEEDBACK, Identity
@@ -124,17 +123,10 @@ async def delete_stored(request: Request, completion_id: str) -> dict[str, Any]:
     """Delete a completion and all that hangs on it; `adapters` names those that learned of it."""
     state, identity = current(request), request.state.identity
 
-    def delete() -> list[str]:
-        row = _one(state, identity, completion_id)
-        taught = state.store.adapters_taught_by(row.id)
-        state.store.delete([row.id])
-        return [adapter.name for adapter in taught]
-
     try:
-        taught = await state.recorder.write(delete)
+        taught = await state.recorder.forget(lambda: _one(state, identity, completion_id))
     except NotFound as error:
         raise _missing(completion_id) from error
-    metrics.forgotten_total.labels("request").inc()
     return {
         "id": completion_id,
         "object": "chat.completion.deleted",
