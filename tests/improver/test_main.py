@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,16 @@ from ops.settings import SWEEP, Settings
 from ops.store import Store
 from tests.improver.conftest import StubServer
 from tests.improver.test_cycle import EXAMPLES, NAME, TASKS
+
+
+@pytest.fixture(autouse=True)
+def _own_logs() -> Iterator[None]:
+    """Take back what `main` did to the logs: its handler writes where pytest soon stops reading."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
 
 
 def options(*arguments: str) -> Settings:
