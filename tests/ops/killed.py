@@ -1,10 +1,14 @@
 """A process that is killed at every line of a registry operation, one child a line.
 
-    python killed.py DIRECTORY OPERATION STEP
+    python killed.py
 
-For each line of `ops.registry`, `ops.artifacts` and the store's transactions that the operation
-runs (every STEP-th of them), a forked child gets SIGKILL there. What it leaves is looked at, and
-the operation is done again. Prints one JSON line: how many kills, and every violation.
+Reads orders, one JSON list a line: a directory, an operation, N, and whether it is every N-th line
+or all the others. For each such line of `ops.registry`, `ops.artifacts` and the store's
+transactions that the operation runs, a forked child gets SIGKILL there. What it leaves is looked
+at, and the operation is done again. Answers with one JSON line: how many kills, every violation.
+
+A killed process leaves what it has written to the operating system's cache, so that nothing has to
+reach a disk here. What a power failure leaves is not tried.
 """
 
 from __future__ import annotations
@@ -14,10 +18,13 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Container
+from functools import cache
 from pathlib import Path
-from types import FrameType
+from types import CodeType, FrameType
 from typing import Any
+
+import sqlalchemy as sa
 
 from ops import artifacts
 from ops.errors import NotFound, OpsError
@@ -28,7 +35,9 @@ from ops.store import Store
 TRACED = ("ops/registry.py", "ops/artifacts.py")
 WRITES = ("transition", "add_adapter", "_require_aliases", "_write")
 """Of the store only what writes: a kill elsewhere in it is a kill before or after."""
+OPS = f"{os.sep}ops{os.sep}"
 Operation = Callable[[Registry], object]
+Json = dict[str, Any]
 
 
 def add(registry: Registry, content: str) -> int:
@@ -60,9 +69,26 @@ def prepare(directory: Path) -> None:
     store.close()
 
 
+@cache
 def opened(directory: Path) -> tuple[Registry, Store]:
+    """Open the registry there, once: children inherit statements that are compiled already.
+
+    Whoever forks or changes the files closes the store first; it connects again when it is used.
+    """
     store = Store(f"sqlite:///{directory / 'r.db'}")
+    sa.event.listen(store._engine, "connect", _never_wait_for_the_disk)
     return Registry(store, directory / "adapters"), store
+
+
+def _never_wait_for_the_disk(connection: Any, record: object) -> None:
+    connection.execute("PRAGMA synchronous=OFF")
+
+
+@cache
+def traced(code: CodeType) -> bool:
+    """Whether a kill at a line of this function is a kill of its own."""
+    writes = OPS in code.co_filename and code.co_name in WRITES
+    return writes or code.co_filename.endswith(TRACED)
 
 
 def confirmed(registry: Registry) -> bool:
@@ -114,9 +140,7 @@ def run_until(operation: Operation, directory: Path, line: int) -> int:
             return local
 
         def trace(frame: FrameType, event: str, argument: Any) -> Any:
-            code = frame.f_code
-            writes = code.co_filename.endswith("ops/store.py") and code.co_name in WRITES
-            return local if writes or code.co_filename.endswith(TRACED) else None
+            return local if traced(frame.f_code) else None
 
         registry, _ = opened(directory)
         sys.settrace(trace)
@@ -167,29 +191,25 @@ def violations(directory: Path) -> list[str]:
         store.close()
 
 
-def main() -> None:
-    directory, name, step = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+def kill_at(directory: Path, name: str, wanted: Container[int]) -> Json:
+    """Kill the operation at every line whose number is wanted, and look at what is left."""
     operation, done = OPERATIONS[name]
     template = directory / "template"
     template.mkdir(parents=True)
     # The path of an adapter is in its row: each round has the same directory.
     here = directory / "here"
-    Store.open(f"sqlite:///{template / 'r.db'}").close()
-    here.mkdir()
-    shutil.copytree(template, here, dirs_exist_ok=True)
+    Store.open(f"sqlite:///{here / 'r.db'}").close()
     prepare(here)
-    shutil.rmtree(template)
-    shutil.copytree(here, template)
+    shutil.copytree(here, template, dirs_exist_ok=True)
 
     def restore() -> None:
         shutil.rmtree(here)
         shutil.copytree(template, here)
 
-    restore()
     lines = run_until(operation, here, 0)
     found: list[str] = []
     kills = 0
-    for line in range(1, lines + 1, step):
+    for line in (line for line in range(1, lines + 1) if line in wanted):
         restore()
         run_until(operation, here, line)
         kills += 1
@@ -205,7 +225,18 @@ def main() -> None:
         if left != names:
             found.append(f"line {line}: {sorted(left ^ names)} left after a sweep")
         store.close()
-    sys.stdout.write(json.dumps({"lines": lines, "kills": kills, "violations": found}))
+    return {"lines": lines, "kills": kills, "violations": found}
+
+
+def main() -> None:
+    os.fsync = lambda fd: None
+    for order in sys.stdin:
+        directory, name, apart, rest = json.loads(order)
+        every = range(1, 10_000)
+        chosen = set(every[::apart])
+        found = kill_at(Path(directory), name, set(every) - chosen if rest else chosen)
+        sys.stdout.write(json.dumps(found) + "\n")
+        sys.stdout.flush()
 
 
 if __name__ == "__main__":
