@@ -56,6 +56,10 @@ adapter_info = Gauge(
 adapter_swap_seconds = Histogram(
     "journeyman_adapter_swap_seconds", "Phases of a swap.", ["phase"], buckets=_LATENCY_S
 )
+merged_version = Gauge(
+    "journeyman_merged_version",
+    "The version that the second engine answers for, merged with its base; 0: none.",
+)
 adapter_swaps_total = Counter("journeyman_adapter_swaps_total", "Swaps tried.", ["outcome"])
 adapter_inflight = Gauge(
     "journeyman_adapter_inflight", "Requests running on an adapter version.", ["version"]

@@ -24,6 +24,8 @@ MAX_ERROR_NATS = 0.25
 """Mean absolute difference allowed between engine and trainer, whatever the precision."""
 MIN_CORRELATION = 0.8
 """Least correlation of the engine's shift with the trainer's."""
+MAX_MERGED_ERROR_NATS = 0.05
+"""Mean absolute difference allowed between an adapter beside its base and merged with it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,6 +114,12 @@ def compare(
         engine_error=error,
         correlation=correlation,
     )
+
+
+def apart(one: Sequence[Sequence[float]], other: Sequence[Sequence[float]]) -> float:
+    """Return the mean absolute difference (nats a token) of two engines' log-probabilities."""
+    pairs = [pair for a, b in zip(one, other, strict=True) for pair in zip(a, b, strict=True)]
+    return _mean_abs([a - b for a, b in pairs])
 
 
 def _mean_abs(values: Sequence[float]) -> float:

@@ -120,7 +120,11 @@ class Child:
     def tick(self) -> None:
         """Notice what happened, and do what is due. Never blocks for longer than one probe."""
         if self._process is not None and (status := self._process.poll()) is not None:
-            self._ended(status)
+            if self.state is State.STOPPED:
+                self.exit_status = status
+                self._forget()
+            else:
+                self._ended(status)
         at = time.monotonic()
         if self.state is State.WAITING and at >= self._due:
             self.restarts += 1
@@ -236,14 +240,12 @@ class Supervisor:
         patience: Patience | None = None,
     ) -> None:
         self._patience = patience or Patience()
+        self._logs = logs
         self._say = say
         self._changed = changed
         self._stop = threading.Event()
         self._hurry = threading.Event()
-        self.children = [
-            Child(service, logs / f"{service.name}.log", self._patience, say)
-            for service in services
-        ]
+        self.children = [self.apart(service) for service in services]
 
     def request_stop(self) -> None:
         """Ask `start` or `run` to return soon; asked twice, `stop` does not wait for anybody.
@@ -284,11 +286,34 @@ class Supervisor:
                     f"{child.exit_status}. Its last words ({child.log}):\n{child.tail()}"
                 )
 
-    def run(self) -> None:
-        """Watch the children until a stop is requested."""
+    def run(self, beside: Callable[[], None] = lambda: None) -> None:
+        """Watch the children until a stop is requested.
+
+        Args:
+            beside: is called after each look at them; it may add and remove some.
+        """
         while not self.stopping:
             self._tick()
+            beside()
             self._stop.wait(self._patience.tick_s)
+
+    def apart(self, service: Service) -> Child:
+        """Return a child that nobody watches: whoever asks for it starts it and sees to its end."""
+        name = service.name.replace(" ", "-")
+        return Child(service, self._logs / f"{name}.log", self._patience, self._say)
+
+    def add(self, service: Service) -> Child:
+        """Start one more service, without waiting for it; it is stopped after all others."""
+        child = self.apart(service)
+        self.children.insert(0, child)
+        child.start()
+        self._changed()
+        return child
+
+    def remove(self, child: Child) -> None:
+        """Watch a child no more that was stopped."""
+        self.children.remove(child)
+        self._changed()
 
     def stop(self) -> None:
         """Stop every child, the last started first; kill what does not end in its time."""

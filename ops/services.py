@@ -22,7 +22,7 @@ from typing import Literal
 from ops import keys, models
 from ops.errors import ProcessError
 from ops.models import Model
-from ops.records import LORA_TARGETS
+from ops.records import LORA_TARGETS, Adapter
 from ops.settings import Settings
 from ops.slots import needed
 
@@ -32,6 +32,7 @@ ENGINE_FLOOR = (0, 31)
 SERVER = (sys.executable, "-m", "server")
 IMPROVER = (sys.executable, "-m", "improver")
 SANDBOX = (sys.executable, "-m", "sandbox")
+MERGE = (sys.executable, "-m", "improver.merge")
 # The `vllm` command of the CPU build does not start; its module does.
 ENGINE = (sys.executable, "-m", "vllm.entrypoints.openai.api_server")
 
@@ -88,19 +89,72 @@ def engine_build() -> EngineBuild:
 
 
 def engine(settings: Settings, model: Model, build: EngineBuild) -> Service:
-    """Return the vLLM process that serves a model on loopback."""
+    """Return the vLLM process that serves a model, and adapters beside it, on loopback."""
     wanted = settings.engine
-    command = [*ENGINE, "--model", str(model.directory), "--served-model-name", model.name]
+    least = needed(divided=settings.release.canary_share > 0 or settings.release.control_share > 0)
+    device = max(wanted.max_loras, least.device)
+    lora = ["--enable-lora", "--max-loras", str(device)]
+    lora += ["--max-cpu-loras", str(max(wanted.max_cpu_loras, device, least.host))]
+    lora += ["--max-lora-rank", str(wanted.max_lora_rank)]
+    if build.device == "cpu":
+        # Left to itself it also wraps the output layer, and dies when two requests of a batch ask
+        # for log-probabilities of their prompts. These are the layers that adapters are trained on.
+        lora += ["--lora-target-modules", *LORA_TARGETS]
+    command = _vllm(settings, build, model.directory, model.name, wanted.port, lora)
+    extra = {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True", **_vllm_environment(settings, build)}
+    return _engine_service("engine", settings, command, extra, wanted.port)
+
+
+def second_engine(settings: Settings, merged: Path, name: str, build: EngineBuild) -> Service:
+    """Return the vLLM process that serves merged weights, without adapters, on loopback.
+
+    Args:
+        settings: the settings.
+        merged: the directory of the weights (`ops.merges`).
+        name: of the adapter in them, by which it is asked.
+        build: the engine.
+    """
+    port = settings.engine.merged_port
+    command = _vllm(settings, build, merged, name, port, [])
+    extra = _vllm_environment(settings, build)
+    return _engine_service("second engine", settings, command, extra, port)
+
+
+def merge(settings: Settings, model: Model, adapter: Adapter, build: EngineBuild) -> Service:
+    """Return the process that merges an adapter with its base, and ends."""
+    command = [*MERGE, adapter.directory, str(model.directory), str(settings.merged_dir)]
+    command += ["--adapter-sha256", adapter.sha256, "--base-sha256", model.sha256]
+    command += ["--dtype", merged_dtype(settings, build)]
+    return Service(
+        name="merge",
+        command=tuple(command),
+        environment=cpu_environment(),
+        start_timeout_s=settings.engine.start_timeout_s,
+    )
+
+
+def merged_dtype(settings: Settings, build: EngineBuild) -> str:
+    """Return the number format of merged weights: what the engine computes in."""
+    dtype = engine_dtype(settings.engine.dtype, build)
+    return "bfloat16" if dtype == "auto" else dtype
+
+
+def _vllm(
+    settings: Settings,
+    build: EngineBuild,
+    directory: Path,
+    name: str,
+    port: int,
+    lora: list[str],
+) -> list[str]:
+    wanted = settings.engine
+    command = [*ENGINE, "--model", str(directory), "--served-model-name", name]
     # vLLM guards only some of its routes with a key: it must never be reached from outside.
-    command += ["--host", "127.0.0.1", "--port", str(wanted.port)]
+    command += ["--host", "127.0.0.1", "--port", str(port)]
     command += ["--dtype", engine_dtype(wanted.dtype, build)]
     command += ["--max-model-len", str(wanted.max_model_len)]
     command += ["--max-num-seqs", str(wanted.max_num_seqs)]
-    least = needed(divided=settings.release.canary_share > 0 or settings.release.control_share > 0)
-    device = max(wanted.max_loras, least.device)
-    command += ["--enable-lora", "--max-loras", str(device)]
-    command += ["--max-cpu-loras", str(max(wanted.max_cpu_loras, device, least.host))]
-    command += ["--max-lora-rank", str(wanted.max_lora_rank)]
+    command += lora
     # Requests of the improver have a lower priority than those of users (`improver.policy`).
     command += ["--scheduling-policy", "priority"]
     # A model's own sampling defaults (a repetition penalty, say) would be nobody's decision here.
@@ -115,15 +169,15 @@ def engine(settings: Settings, model: Model, build: EngineBuild) -> Service:
         # (`gen.set_offset`), which torch's CPU generator cannot: any client's seed could end the
         # engine. Whole prompts only, then.
         command.append("--no-enable-chunked-prefill")
-        # Left to itself it also wraps the output layer, and dies when two requests of a batch ask
-        # for log-probabilities of their prompts. These are the layers that adapters are trained on.
-        command += ["--lora-target-modules", *LORA_TARGETS]
     if settings.tracing.endpoint is not None:
         command += ["--otlp-traces-endpoint", f"{settings.tracing.endpoint.rstrip('/')}/v1/traces"]
+    return [*command, *wanted.extra_args]
+
+
+def _vllm_environment(settings: Settings, build: EngineBuild) -> dict[str, str]:
     extra = {
         "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "http/protobuf",
         "OTEL_SERVICE_NAME": "journeyman-engine",
-        "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True",
         "VLLM_NO_USAGE_STATS": "1",
         "DO_NOT_TRACK": "1",
         "HF_HUB_OFFLINE": "1",
@@ -136,17 +190,23 @@ def engine(settings: Settings, model: Model, build: EngineBuild) -> Service:
             extra["TORCHINDUCTOR_CACHE_DIR"] = str(models.cache_dir() / "compiled")
         else:
             extra["TORCH_COMPILE_DISABLE"] = "1"
-        extra["VLLM_CPU_KVCACHE_SPACE"] = str(wanted.kv_cache_gib)
+        extra["VLLM_CPU_KVCACHE_SPACE"] = str(settings.engine.kv_cache_gib)
         if "VLLM_CPU_OMP_THREADS_BIND" not in os.environ and (cores := _few_cores()):
             extra["VLLM_CPU_OMP_THREADS_BIND"] = cores
-    url = f"http://127.0.0.1:{wanted.port}/health"
+    return extra
+
+
+def _engine_service(
+    name: str, settings: Settings, command: list[str], environment: dict[str, str], port: int
+) -> Service:
+    url = f"http://127.0.0.1:{port}/health"
     return Service(
-        name="engine",
-        command=(*command, *wanted.extra_args),
-        environment=extra,
+        name=name,
+        command=tuple(command),
+        environment=environment,
         ready_url=url,
         health_url=url,
-        start_timeout_s=wanted.start_timeout_s,
+        start_timeout_s=settings.engine.start_timeout_s,
         stop_timeout_s=20.0,
     )
 

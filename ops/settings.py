@@ -77,6 +77,12 @@ class EngineSettings(Section):
         "engine refuses requests for them",
     )
     extra_args: tuple[str, ...] = Field((), description="passed on to vLLM as they are")
+    merged: bool = Field(
+        False,
+        description="while nothing is on trial, `journeyman up` serves the champion merged with "
+        "its base from a second engine, where memory allows: faster, for an engine more in memory",
+    )
+    merged_port: int = Field(8002, ge=1, le=65535, description="loopback port of that engine")
 
 
 class KeySettings(Section):
@@ -553,6 +559,11 @@ class Settings(BaseSettings):
         return (self.engine.url or f"http://127.0.0.1:{self.engine.port}").rstrip("/")
 
     @property
+    def engine_is_ours(self) -> bool:
+        """Whether `journeyman up` starts the engine; else others run one."""
+        return self.engine.url is None
+
+    @property
     def server_url(self) -> str:
         """The base URL under which this machine reaches the server, without `/v1`."""
         if self.improver.server_url is not None:
@@ -565,6 +576,16 @@ class Settings(BaseSettings):
     def adapters_dir(self) -> Path:
         """Where adapter versions lie."""
         return self.data_dir / "adapters"
+
+    @property
+    def merged_dir(self) -> Path:
+        """Where the champion lies merged with its base, while a second engine serves it."""
+        return self.data_dir / "merged"
+
+    @property
+    def merged_url(self) -> str | None:
+        """Where that engine listens while there is one; None: there shall be none."""
+        return f"http://127.0.0.1:{self.engine.merged_port}" if self.engine.merged else None
 
     @property
     def cycles_dir(self) -> Path:

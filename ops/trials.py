@@ -160,6 +160,15 @@ def current(store: Store, rules: Rules) -> Trial | None:
     )
 
 
+def settled(store: Store, rules: Rules) -> int | None:
+    """Return the champion, while nothing is on trial, examined or in shadow; None else."""
+    at = store.aliases()
+    champion = at.get(Alias.CHAMPION)
+    if champion is None or {Alias.CANARY, Alias.CANDIDATE} & at.keys():
+        return None
+    return champion if current(store, rules) is None else None
+
+
 def judge(store: Store, trial: Trial, rules: Rules, *, elapsed_s: float) -> Verdict:
     """Compare the arms as far as the record goes.
 

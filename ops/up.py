@@ -21,11 +21,12 @@ import httpx
 from rich.console import Console
 from rich.markup import escape
 
-from ops import models, processes, services
+from ops import merges, models, processes, second_engine, services
 from ops.errors import ProcessError
 from ops.models import Model
 from ops.processes import Child, Supervisor
 from ops.records import now
+from ops.second_engine import SecondEngine
 from ops.services import EngineBuild, Service
 from ops.settings import Settings
 
@@ -75,10 +76,13 @@ def up(settings: Settings, console: Console) -> int:
     began = time.monotonic()
     with processes.only_one(settings.data_dir):
         processes.require_port(settings.server.host, settings.server.port, "server", "--port")
+        second_engine.require(settings)
         build = _build(settings)
         with _interruptible():
             _require_isolation(settings)
             model = models.resolve(settings.engine.model, say=announcer.say)
+        if not settings.engine.merged:
+            merges.keep_only(settings.merged_dir, None)  # of a time when it was set
         todo = _services(settings, model, build)
         state = _state(settings, model, build)
 
@@ -89,6 +93,9 @@ def up(settings: Settings, console: Console) -> int:
         supervisor = Supervisor(
             todo, logs=settings.data_dir / "logs", say=announcer.say, changed=changed
         )
+        second = None
+        if build is not None and settings.engine.merged:
+            second = SecondEngine(settings, model, build, supervisor, announcer.say)
         with _stopped_by_signals(supervisor.request_stop):
             try:
                 announcer.say(f"starting {_listed(todo)} (logs: {settings.data_dir / 'logs'})")
@@ -101,9 +108,11 @@ def up(settings: Settings, console: Console) -> int:
                     announcer.say(f"ready after {time.monotonic() - began:.0f} s")
                     words = _welcome(settings, model, build, state["sandbox"])
                     console.print(words, markup=False, highlight=False, soft_wrap=True)
-                supervisor.run()
+                supervisor.run(second.look if second is not None else lambda: None)
             finally:
                 announcer.done()
+                if second is not None:
+                    second.close()
                 supervisor.stop()
                 announcer.say("stopped")
     return 0
@@ -114,7 +123,7 @@ def up(settings: Settings, console: Console) -> int:
 
 def _build(settings: Settings) -> EngineBuild | None:
     """Return the engine that will be started; None where a running one is named."""
-    if settings.engine.url is None:
+    if settings.engine_is_ours:
         flag = "--engine-port"
         processes.require_port("127.0.0.1", settings.engine.port, "engine", flag)
         return services.engine_build()
