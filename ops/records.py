@@ -1,6 +1,6 @@
 """The rows that `server` and `improver` exchange through the store, as frozen dataclasses.
 
-Nothing here talks to a database: `ops.store` maps each record to the table of the same name.
+Nothing here talks to a database: `ops.tables.schema` says in which table each record is kept.
 Times are UTC-aware. Identifiers are UUIDv7 text, so they sort by time.
 """
 

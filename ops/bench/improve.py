@@ -54,7 +54,8 @@ from ops.records import (
     now,
 )
 from ops.settings import ImproverSettings
-from ops.store import Recording, Store, attempts, executions, feedback, interactions
+from ops.store import Recording, Store
+from ops.tables.schema import attempts, executions, feedback, interactions
 
 COLLECT_TARGET_S = 10.0
 TRAIN_TARGET = 1.5

@@ -1,10 +1,10 @@
-"""Alembic's entry: runs on the connection that `ops.store` hands over, or online for authors."""
+"""Alembic's entry: runs on the connection that the store hands over, or online for authors."""
 
 from __future__ import annotations
 
 from alembic import context
 
-from ops.store import metadata
+from ops.tables.schema import metadata
 
 connection = context.config.attributes["connection"]
 context.configure(

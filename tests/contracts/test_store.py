@@ -30,7 +30,8 @@ from ops.records import (
     now,
 )
 from ops.registry import Registry
-from ops.store import Recording, Store, metadata
+from ops.store import Recording, Store
+from ops.tables.schema import metadata
 from tests.ops import records
 
 

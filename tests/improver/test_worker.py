@@ -24,7 +24,8 @@ from ops.errors import SettingsError, StoreUnavailable
 from ops.records import Alias, Cycle, CycleState, Heartbeat, Tainted, now
 from ops.registry import Registry
 from ops.settings import ImproverSettings, Settings
-from ops.store import Recording, Store, leases
+from ops.store import Recording, Store
+from ops.tables.schema import leases
 from sandbox.errors import SandboxUnavailable
 from tests.improver.test_idle import metrics
 from tests.ops import records

@@ -26,11 +26,11 @@ from improver.benchmarks.builtin import Builtin
 from improver.cycle import CycleRun, Means, Plan, start
 from improver.policy import Policy
 from improver.types import TrainJob
-from ops import store as tables
 from ops.models import Model
 from ops.records import Cycle, CycleState, Interaction, Metric, now
 from ops.settings import GateSettings, IlfSettings, ImproverSettings, TrainSettings
 from ops.store import Store
+from ops.tables.schema import feedback, interactions
 from tests.fake_engine import BASE, RANK, write_adapter
 from tests.improver.conftest import ExecJudge
 from tests.improver.test_cycle import QuietShow
@@ -249,7 +249,7 @@ def _trainer(fill: bytes) -> Any:
 
 def _spread(store: Store, days: float) -> None:
     with sa.create_engine(store.url).begin() as connection:
-        for table in (tables.interactions, tables.feedback):
+        for table in (interactions, feedback):
             ids = [row[0] for row in connection.execute(sa.select(table.c.id).order_by(table.c.id))]
             for place, one in enumerate(ids):
                 # Denser towards the end, as it is where people come to like a thing.

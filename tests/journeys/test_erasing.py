@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from improver.cycle import CycleRun
 from ops.erasure import Eraser
 from ops.records import AdapterState, CycleState, Erasure, Tainted
-from ops.store import interactions
+from ops.tables.schema import interactions
 from tests.improver.conftest import judge, server
 from tests.improver.test_cycle import FEW, TASKS, Killed, QuietShow, World, sources, workshop, world
 

@@ -15,7 +15,8 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 
 from ops.records import AdapterState, Execution, Feedback, new_id, now
-from ops.store import Store, metadata
+from ops.store import Store
+from ops.tables.schema import metadata
 from tests.ops import records
 
 HERE = Path(__file__).parents[2] / "ops" / "migrations"

@@ -16,7 +16,8 @@ import sqlalchemy as sa
 from ops.errors import ArtifactError, Conflict, NotFound, RegistryError, StoreError
 from ops.records import Adapter, AdapterState, Alias, DatasetRow, now
 from ops.registry import Registry
-from ops.store import Store, metadata
+from ops.store import Store
+from ops.tables.schema import metadata
 from tests.ops.records import cycle
 
 

@@ -15,7 +15,7 @@ import sqlalchemy as sa
 
 from ops.records import Alias, DatasetRow
 from ops.settings import KeySettings
-from ops.store import adapters
+from ops.tables.schema import adapters
 from tests.fake_engine import FakeEngine, add_adapter
 from tests.ops import records
 from tests.server.conftest import Running, SharedPool, serving
