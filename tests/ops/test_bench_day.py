@@ -10,6 +10,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from apscheduler.triggers.cron import CronTrigger
 
 from ops.records import CycleEvent, CycleState, new_id, now
 from ops.store import Recording, Store
@@ -97,6 +98,40 @@ def test_latency_is_told_by_stage_and_outages_are_left_out(day: ModuleType, stor
     assert "| requests failed | 1 ({'503': 1}) |" in text
     assert "| of those while the engine was down | 1 |" in text
     assert "| the base model | 13 | 8 (62%) |" in text
+
+
+def test_what_did_not_happen_is_said_to_be_not_seen(day: ModuleType, store: Store) -> None:
+    found = day.seen(store, day.Diary())
+    assert len(found) == 6
+    assert not any(found.values())
+    for report, seen in (
+        ({"decision": "continue", "reason": "too little"}, ""),
+        ({"decision": "reject", "reason": "it only says la la la"}, "it only says la la la"),
+    ):
+        cycle = records.cycle(state=CycleState.SUCCEEDED, trigger="api", report={"decide": report})
+        store.add_cycle(cycle)
+        assert day.seen(store, day.Diary())["a bad candidate, rejected by the gate"] == seen
+    for trigger in ("schedule", "schedule"):
+        assert not day.seen(store, day.Diary())["two scheduled cycles, each to its decision"]
+        decided = {"decide": {"decision": "continue", "reason": "too little"}}
+        store.add_cycle(records.cycle(state=CycleState.SUCCEEDED, trigger=trigger, report=decided))
+    text = day.report(store, day.Diary(), command="c", model="m", minutes=6.0)
+    assert "| two scheduled cycles, each to its decision | 2 |" in text
+    assert "| a kill of the improver | **not seen** |" in text
+    assert "since nothing was promoted" in text
+
+
+@pytest.mark.parametrize("minutes", [6.0, 25.0, 30.0])
+def test_the_clock_asks_soon_and_again_until_the_day_is_over(
+    day: ModuleType, minutes: float
+) -> None:
+    plan = day.Plan(minutes=minutes, after=15.0, tokens=96, tasks=12)
+    began = now().replace(minute=57, second=30)
+    trigger = CronTrigger.from_crontab(plan.schedule(began), timezone="UTC")
+    first = trigger.get_next_fire_time(None, began)
+    second = trigger.get_next_fire_time(first, first + timedelta(seconds=1))
+    assert timedelta(minutes=1) < first - began < timedelta(minutes=1 + 0.25 * minutes)
+    assert timedelta(minutes=2) <= second - first <= timedelta(minutes=0.5 * minutes)
 
 
 def test_people_ask_for_what_the_annotations_hold(day: ModuleType) -> None:
