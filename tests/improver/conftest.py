@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from improver.types import TrainJob
 from ops.records import AdapterState, Alias, SwapReceipt, new_id, now
 from ops.registry import Registry
 from ops.store import Store
@@ -284,3 +285,24 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     LlamaForCausalLM(config).save_pretrained(directory)
     return directory
+
+
+@pytest.fixture
+def train_job(tiny_model: Path) -> TrainJob:
+    """A training of the tiny model that shows an effect within a few steps."""
+    return TrainJob(
+        base_directory=str(tiny_model),
+        base_name="tiny",
+        base_sha256="00",
+        max_lora_rank=16,
+        rank=8,
+        alpha=64,
+        dropout=0.05,
+        learning_rate=3e-2,
+        epochs=3,
+        batch_rows=4,
+        max_tokens=256,
+        seed=7,
+        dtype="float32",
+        checkpoint_s=0.0,
+    )

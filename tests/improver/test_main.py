@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import signal
 import subprocess
 import sys
@@ -150,10 +149,14 @@ def test_a_benchmark_is_put_to_a_server(
 @pytest.mark.slow
 @pytest.mark.isolation
 def test_a_cycle_killed_in_training_is_resumed(
-    server: StubServer, tiny_model: Path, tmp_path: Path
+    server: StubServer,
+    tiny_model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     data_dir = tmp_path / "data"
-    environment = os.environ | {
+    for name, value in {
         "OMP_NUM_THREADS": "1",
         "JOURNEYMAN_DATA_DIR": str(data_dir),
         "JOURNEYMAN_IMPROVER__SERVER_URL": server.url,
@@ -165,17 +168,14 @@ def test_a_cycle_killed_in_training_is_resumed(
         "JOURNEYMAN_IMPROVER__ILF__SAMPLES": "1",
         "JOURNEYMAN_IMPROVER__ILF__MIN_ROWS": "4",
         "JOURNEYMAN_IMPROVER__GATE__GUARD_TASKS": "2",
-    }
-
-    def command(*arguments: str) -> list[str]:
-        return [sys.executable, "-m", "improver", *arguments]
+    }.items():
+        monkeypatch.setenv(name, value)
 
     def run(*arguments: str) -> dict[str, Any]:
-        done = subprocess.run(
-            command(*arguments, "--json"), env=environment, capture_output=True, text=True
-        )
-        assert done.returncode == 0, done.stderr[-2000:]
-        found: dict[str, Any] = json.loads(done.stdout)
+        status = improver.main([*arguments, "--json"])
+        told = capsys.readouterr()
+        assert status == 0, told.err[-2000:]
+        found: dict[str, Any] = json.loads(told.out)
         return found
 
     right = {
@@ -196,15 +196,17 @@ def test_a_cycle_killed_in_training_is_resumed(
     store = Store.open(f"sqlite:///{data_dir / 'journeyman.db'}")
     server.follow(store, Registry(store, data_dir / "adapters"))
     process = subprocess.Popen(
-        command("improve"), env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        [sys.executable, "-m", "improver", "improve"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
     )
     deadline = time.monotonic() + 120
     while not list(data_dir.glob("cycles/*/train.partial/progress.jsonl")):
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
     [cycle] = store.cycles()
     assert (cycle.state, cycle.stage) == (CycleState.RUNNING, "train")
     ended = run("improve", "--resume", cycle.id)

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from improver import prefer, train
 from improver.errors import TrainingError
@@ -45,21 +46,11 @@ REFUSED = [row(n, answer="") for n in range(22, 28)]
 
 
 @pytest.fixture
-def job(tiny_model: Path) -> TrainJob:
-    return TrainJob(
-        base_directory=str(tiny_model),
-        base_name="tiny",
-        base_sha256="00",
-        max_lora_rank=16,
-        rank=8,
-        alpha=64,
+def job(train_job: TrainJob) -> TrainJob:
+    return replace(
+        train_job,
         dropout=0.0,
-        learning_rate=1e-2,
         epochs=1,
-        batch_rows=4,
-        max_tokens=256,
-        seed=7,
-        dtype="float32",
         preferences="dpo",
         preference_learning_rate=2e-2,
         preference_epochs=3,
@@ -165,18 +156,25 @@ def test_what_cannot_be_learned_or_served_is_refused(
         prefer.prefer(prepare(tmp_path / "a", replace(job, **change), rows))
 
 
-def test_the_small_starter_learns_a_preference(job: TrainJob, tmp_path: Path) -> None:
-    """A few steps on a real model: the margin of held-out pairs grows above zero."""
-    model = models.resolve("starter-small")
-    job = replace(
-        job,
-        base_directory=str(model.directory),
-        base_name=model.name,
-        dtype="auto",
-        preference_learning_rate=1e-3,
-        preference_epochs=1,
-        alpha=16,
-        evaluations_per_epoch=1,
+def test_a_starters_words_and_number_format_are_learned_in(job: TrainJob, tmp_path: Path) -> None:
+    """With a real tokenizer, its own chat template, and the format that the device trains in."""
+    starter = models.resolve("starter-small").directory
+    base = tmp_path / "base"
+    tokenizer = AutoTokenizer.from_pretrained(starter, local_files_only=True)
+    tokenizer.save_pretrained(base)
+    torch.manual_seed(0)
+    shape = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        initializer_range=0.2,
+        eos_token_id=tokenizer.eos_token_id,
     )
-    report = prefer.prefer(prepare(tmp_path / "a", job, PAIRS[:14], held_out=2))
+    LlamaForCausalLM(shape).save_pretrained(base)
+    job = replace(job, base_directory=str(base), dtype="auto", preference_epochs=2)
+    report = prefer.prefer(prepare(tmp_path / "a", job, PAIRS[:5], held_out=1))
+    assert report["steps"] == 2
     assert report["held_out_margin"] > 0.1 > abs(report["held_out_margin_base"])

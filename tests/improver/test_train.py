@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -19,8 +20,9 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
-from improver import train
+from improver import train, trainer
 from improver.errors import TrainingError
+from improver.trainer import run_training
 from improver.types import TrainJob, to_json
 from ops import probe
 
@@ -44,23 +46,8 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture
-def job(tiny_model: Path) -> TrainJob:
-    return TrainJob(
-        base_directory=str(tiny_model),
-        base_name="tiny",
-        base_sha256="00",
-        max_lora_rank=16,
-        rank=8,
-        alpha=64,
-        dropout=0.05,
-        learning_rate=3e-2,
-        epochs=3,
-        batch_rows=4,
-        max_tokens=256,
-        seed=7,
-        dtype="float32",
-        checkpoint_s=0.0,
-    )
+def job(train_job: TrainJob) -> TrainJob:
+    return train_job
 
 
 MADE, PROVED = {"phase": 1, "epochs": 1}, {"phase": 2, "epochs": 2}
@@ -181,24 +168,73 @@ def test_a_run_killed_at_any_step_ends_with_the_same_adapter(
             ).read_bytes()
 
 
-@pytest.mark.slow
+def same_adapter(broken: Path, job: TrainJob, whole: Path) -> None:
+    """Check an adapter byte by byte against that of a training which nobody stopped."""
+    train.train(prepare(whole, job))
+    for name in ("adapter_model.safetensors", "adapter_config.json", "probe.json"):
+        same = (broken / "adapter" / name).read_bytes() == (whole / "adapter" / name).read_bytes()
+        assert same, name
+
+
 def test_kill_9_in_the_middle_changes_nothing(job: TrainJob, tmp_path: Path) -> None:
-    job = replace(job, epochs=40, patience=1000)
-    whole, broken = prepare(tmp_path / "whole", job), prepare(tmp_path / "broken", job)
-    command = [sys.executable, "-m", "improver.train"]
+    broken = prepare(tmp_path / "broken", job)
+
+    def until_killed() -> None:
+        def wait(line: dict[str, Any]) -> None:
+            if line["step"] == 5:
+                (broken / "middle").touch()
+                time.sleep(600)
+
+        train.Run(broken, job, wait).run()
+
+    # Forked: a fresh process would import torch for ten seconds.
+    process = multiprocessing.get_context("fork").Process(target=until_killed)
+    process.start()
+    while not (broken / "middle").exists():
+        assert process.is_alive()
+        time.sleep(0.01)
+    process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    kept = torch.load(broken / "checkpoint.pt", weights_only=True)["progress"]["step"]
+    report = train.train(broken)
+    assert 0 < kept < report["steps"] == report["steps_planned"]
+    same_adapter(broken, job, tmp_path / "whole")
+
+
+@pytest.mark.slow
+async def test_a_training_that_its_user_stops_goes_on_to_the_same_adapter(
+    job: TrainJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Paused in the middle, it is started again, ends bit by bit the same, and is done then."""
+    monkeypatch.setattr(trainer, "POLL_S", 0.02)
+    job = replace(job, epochs=24, patience=1000)  # it must not be over before it is stopped
+    broken = prepare(tmp_path / "broken", job)
+    first: list[dict[str, Any]] = []
     # More threads than free cores make so small a model many times slower.
     alone = os.environ | {"OMP_NUM_THREADS": "1"}
-    subprocess.run([*command, str(whole)], check=True, capture_output=True, env=alone)
-    process = subprocess.Popen([*command, str(broken)], stderr=subprocess.DEVNULL, env=alone)
-    while not (broken / "checkpoint.pt").exists():
-        assert process.poll() is None
-        time.sleep(0.01)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    training = asyncio.ensure_future(
+        run_training(broken, job, nice=5, environment=alone, on_progress=first.append)
+    )
+    async with asyncio.timeout(300):
+        while not (first and (broken / "checkpoint.pt").exists()):
+            await asyncio.sleep(0.01)
+    training.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await training
     assert not (broken / "training.json").exists()
-    subprocess.run([*command, str(broken)], check=True, capture_output=True, env=alone)
-    for name, value in weights(whole).items():
-        assert torch.equal(value, weights(broken)[name]), name
+    running = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True)
+    assert str(broken) not in running.stdout, "something trains on behind our back"
+    seen = (broken / "progress.jsonl").read_text().count("\n")
+    report = train.train(broken)
+    told = (broken / "progress.jsonl").read_text().splitlines()[seen:]
+    steps = [json.loads(line)["step"] for line in told]
+    assert 1 < steps[0] < steps[-1] == report["steps"], "it began anew, or was never stopped"
+    same_adapter(broken, job, tmp_path / "whole")
+    # Started again it finds its work done.
+    (broken / "job.json").write_text("{}")
+    again = await run_training(broken, job, nice=5, environment={})
+    assert again == json.loads(json.dumps(report))
 
 
 def test_training_stops_when_the_held_out_loss_rises(job: TrainJob, tmp_path: Path) -> None:

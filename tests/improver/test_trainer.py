@@ -16,7 +16,6 @@ from improver import trainer
 from improver.errors import TrainingError
 from improver.trainer import run_training, step_back
 from improver.types import TrainJob
-from ops import probe
 
 ROWS = [
     {
@@ -57,55 +56,6 @@ def rows_in(directory: Path) -> Path:
 @pytest.fixture
 def directory(tmp_path: Path) -> Path:
     return rows_in(tmp_path)
-
-
-@pytest.mark.slow
-async def test_a_process_of_its_own_leaves_an_adapter(directory: Path, tiny_model: Path) -> None:
-    report = await run_training(directory, job(tiny_model), nice=5, environment=os.environ)
-    assert report["steps"] == 2
-    assert probe.read(directory / "adapter")
-    # Run again it finds its work done.
-    (directory / "job.json").write_text("{}")
-    again = await run_training(directory, job(tiny_model), nice=5, environment=os.environ)
-    assert again == report
-
-
-@pytest.mark.slow
-async def test_a_training_that_is_stopped_goes_on_to_the_same_adapter(
-    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Paused by its user in the middle, it is started again and ends bit by bit the same."""
-    monkeypatch.setattr(trainer, "POLL_S", 0.02)
-    # More threads than free cores make so small a model many times slower.
-    alone = os.environ | {"OMP_NUM_THREADS": "1"}
-    todo = job(tiny_model, epochs=20, dropout=0.05, dtype="float32", checkpoint_s=0.0)
-    whole, broken = rows_in(tmp_path / "whole"), rows_in(tmp_path / "broken")
-    expected = await run_training(whole, todo, nice=0, environment=alone)
-    first: list[dict[str, Any]] = []
-    training = asyncio.ensure_future(
-        run_training(broken, todo, nice=0, environment=alone, on_progress=first.append)
-    )
-    async with asyncio.timeout(120):
-        while not (first and (broken / "checkpoint.pt").exists()):
-            await asyncio.sleep(0.01)
-    training.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await training
-    assert not (broken / "training.json").exists()
-    assert (
-        str(broken)
-        not in subprocess.run(
-            ["ps", "-eo", "args"], capture_output=True, text=True, check=True
-        ).stdout
-    )  # nothing trains on behind our back
-    second: list[dict[str, Any]] = []
-    report = await run_training(broken, todo, nice=0, environment=alone, on_progress=second.append)
-    assert report["steps"] == expected["steps"] == 40
-    steps = [line["step"] for line in second]
-    assert 1 < steps[0] < steps[-1] == 40, "it began anew, or was never stopped"
-    for name in ("adapter_model.safetensors", "adapter_config.json", "probe.json"):
-        same = (broken / "adapter" / name).read_bytes() == (whole / "adapter" / name).read_bytes()
-        assert same, name
 
 
 async def test_a_process_that_will_not_end_is_killed(
