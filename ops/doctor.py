@@ -70,8 +70,8 @@ def _device() -> Check:
 
 
 def _engine(settings: Settings) -> Check:
-    if settings.engine.url is not None:
-        return Check(name="engine", good=True, found=f"runs at {settings.engine.url}")
+    if not settings.engine_is_ours:
+        return Check(name="engine", good=True, found=f"runs at {', '.join(settings.engine_urls)}")
     try:
         build = services.engine_build()
     except ProcessError as error:
@@ -172,7 +172,7 @@ def _keys(settings: Settings) -> Check:
 
 def _ports(settings: Settings) -> list[Check]:
     wanted = [(settings.server.host, settings.server.port, "server", "--port")]
-    if settings.engine.url is None:
+    if settings.engine_is_ours:
         wanted.append(("127.0.0.1", settings.engine.port, "engine", "--engine-port"))
     checks = []
     for host, port, what, flag in wanted:

@@ -50,6 +50,17 @@ forgotten_total = Counter(
     ["reason"],
 )
 engine_up = Gauge("journeyman_engine_up", "1 while the engine answers its health check.")
+replica_up = Gauge(
+    "journeyman_replica_up", "1 while this engine answers and serves what it should.", ["replica"]
+)
+replica_in_flight = Gauge(
+    "journeyman_replica_in_flight", "Requests that this engine is answering.", ["replica"]
+)
+replica_requests_total = Counter(
+    "journeyman_replica_requests_total",
+    "Requests to this engine: answered, or lost, failed or forgotten before a byte of the answer.",
+    ["replica", "outcome"],
+)
 adapter_info = Gauge(
     "journeyman_adapter_info", "1 for each adapter loaded.", ["name", "version", "sha256", "role"]
 )

@@ -13,7 +13,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -32,7 +39,7 @@ OTHER_VARIABLES = frozenset(
     ("JOURNEYMAN_CONFIG", "JOURNEYMAN_API_KEY", "JOURNEYMAN_DEVICE", "JOURNEYMAN_PYTHON")
 )
 """Variables that are ours, and no settings."""
-RELOADED = ("server.keys", "server.max_concurrency", "log_level")
+RELOADED = ("server.keys", "server.max_concurrency", "engine.urls", "log_level")
 """Settings that a running server takes over on SIGHUP; the others wait for its next start."""
 
 
@@ -57,11 +64,29 @@ class StoreSettings(Section):
     url: str | None = Field(None, description="SQLAlchemy URL; unset: SQLite in the data directory")
 
 
+EngineURL = Annotated[str, Field(pattern=r"^(dns\+http|https?)://[^/]+")]
+
+
 class EngineSettings(Section):
-    """The vLLM process."""
+    """The vLLM process, or those that run already."""
 
     model: str = Field("starter", description="starter, starter-small, a Hub id, or a directory")
     url: str | None = Field(None, description="a running vLLM; unset: `journeyman up` starts one")
+    urls: tuple[EngineURL, ...] = Field(
+        (),
+        description="several running vLLMs with the same model, instead of `url`; one that begins "
+        "with dns+http:// stands for every address of its host",
+    )
+    proved_share: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="of several engines: the share of those that answer which must have proved a "
+        "version before `code` means it",
+    )
+    min_proved: int = Field(
+        1, ge=1, description="and the least number of engines, whether they answer or not"
+    )
     port: int = Field(8001, ge=1, le=65535, description="loopback port of the engine we start")
     dtype: str = Field("auto", description="auto, bfloat16, float16 or float32")
     max_model_len: int = Field(4096, ge=256, description="tokens of prompt and answer together")
@@ -83,6 +108,12 @@ class EngineSettings(Section):
         "its base from a second engine, where memory allows: faster, for an engine more in memory",
     )
     merged_port: int = Field(8002, ge=1, le=65535, description="loopback port of that engine")
+
+    @model_validator(mode="after")
+    def _one_way_to_name_them(self) -> EngineSettings:
+        if self.url is not None and self.urls:
+            raise ValueError("url and urls are both set; name all engines in urls")
+        return self
 
 
 class KeySettings(Section):
@@ -555,13 +586,19 @@ class Settings(BaseSettings):
 
     @property
     def engine_url(self) -> str:
-        """The base URL of the engine, without `/v1`."""
-        return (self.engine.url or f"http://127.0.0.1:{self.engine.port}").rstrip("/")
+        """The base URL of the engine, or of the first of several, without `/v1`."""
+        first = self.engine.urls[0].removeprefix("dns+") if self.engine.urls else None
+        return (self.engine.url or first or f"http://127.0.0.1:{self.engine.port}").rstrip("/")
 
     @property
     def engine_is_ours(self) -> bool:
-        """Whether `journeyman up` starts the engine; else others run one."""
-        return self.engine.url is None
+        """Whether `journeyman up` starts the engine; else others run one, or several."""
+        return self.engine.url is None and not self.engine.urls
+
+    @property
+    def engine_urls(self) -> tuple[str, ...]:
+        """The base URLs of all engines, as `server.replicas` takes them."""
+        return tuple(url.rstrip("/") for url in self.engine.urls) or (self.engine_url,)
 
     @property
     def server_url(self) -> str:

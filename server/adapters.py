@@ -1,10 +1,11 @@
 """Adapters: follows the registry's aliases and decides which model name a request runs under.
 
-The swap protocol: verify the bytes, preflight, load under a new name, read back, probe, flip, drain
-by reference count, unload. Nothing is ever loaded in place and no name or path is used twice. What
-cannot be proved is refused in the registry with the reason, and serving goes on with what it had.
-After an engine restart everything is loaded and proved again; until then `code` is answered with
-503 rather than by the wrong weights.
+The swap protocol: verify the bytes, preflight, load under a new name, read back and probe on every
+replica (`server.rollout`); when enough of them have proved it, flip; drain by reference count,
+unload. What cannot be proved is refused in the registry with the reason, and serving goes on with
+what it had. A version that answers already is never refused because of one replica: that one is
+not asked for it. After an engine restart everything is loaded and proved again; where no engine
+has the champion, `code` is answered with 503 rather than by the wrong weights.
 
 While a version is on trial (`ops.trials`), a share of the requests for `code` goes to it, or to
 what it took the place of; who asks decides which (`server.traffic`). Judging the trial is
@@ -16,23 +17,27 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
+import math
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
-from ops import metrics, trials
-from ops.errors import ArtifactError, NotFound, OpsError, StoreError
+from ops import metrics, swaps, trials
+from ops.errors import OpsError, StoreError
 from ops.records import Adapter, AdapterState, Alias, SwapReceipt, Transition, new_id, now
 from ops.registry import Registry
 from ops.slots import needed
 from ops.store import Store
-from server.engine import Engine, LoadRefused, Model
+from server import traffic
+from server.engine import Model
 from server.errors import EngineRefusal, EngineUnavailable, NotFoundError, ServerError
-from server.proof import preflight, run_probe
-from server.traffic import Role, Split
+from server.replicas import Replica, Replicas, Role
+from server.rollout import Failure, Phases, Proof, Rollout
+from server.traffic import Split
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +45,6 @@ ALIAS = trials.ALIAS
 _PIN = re.compile(r"^code@v([1-9][0-9]{0,8})$")
 _KEPT = (Alias.CHAMPION, Alias.CANARY, Alias.CANDIDATE, Alias.ROLLBACK)
 """What stays loaded, in the order in which it is brought in."""
-MAX_BACKOFF_S = 60.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,8 +88,23 @@ class Served:
         return f"{self.sha256}-{digest[:32]}" if self.sha256 else digest
 
 
+@dataclass(frozen=True, kw_only=True)
+class Enough:
+    """How many replicas must have proved a version before it answers."""
+
+    share: float = 1.0
+    """Of those that answer."""
+    least: int = 1
+
+    def of(self, up: int) -> int:
+        """How many that are when so many answer."""
+        return max(self.least, math.ceil(round(self.share * up, 6)))
+
+
 @dataclass(kw_only=True)
 class _Loaded:
+    """A version that enough replicas have proved."""
+
     served: Served
     adapter: Adapter
     probe: dict[str, Any]
@@ -95,76 +114,60 @@ class _Loaded:
     left_at: float | None = None
 
 
-@dataclass(kw_only=True)
-class _Trouble:
-    tries: int
-    again_at: float
-    reason: str
-
-
-@dataclass(kw_only=True)
-class _Try:
-    """One attempt to bring a version in, with the seconds of its phases."""
-
-    version: int
-    from_version: int
-    phases_s: dict[str, float] = field(default_factory=dict)
-
-    @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        started = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.phases_s[name] = time.perf_counter() - started
-            metrics.adapter_swap_seconds.labels(name).observe(self.phases_s[name])
-
-
 class Adapters:
-    """What the engine serves, and the loop that keeps it what the registry says.
+    """What the engines serve, and the loop that keeps it what the registry says.
 
     Args:
-        engine: the engine.
+        replicas: the engines.
         store: where aliases are read and receipts written.
         registry: where a version is verified, and refused when it cannot be proved.
         server: this server's name in receipts.
-        poll_s: seconds between two looks at the registry and the engine.
-        max_rank: the largest LoRA rank the engine was started with.
+        poll_s: seconds between two looks at the registry and the engines.
+        max_rank: the largest LoRA rank the engines were started with.
+        enough: how many replicas must have proved a version before it answers.
+        linger_s: how long a version that is left stays loaded while there are other servers, whose
+            requests this one does not know.
         rules: what share of the requests for `code` a version on trial gets.
-        digest: SHA-256 of the base model's weights at the engine's `root`, where this machine
+        digest: SHA-256 of the base model's weights at an engine's `root`, where this machine
             can read them; called in a thread.
     """
 
     def __init__(
         self,
-        engine: Engine,
+        replicas: Replicas,
         store: Store,
         registry: Registry,
         *,
         server: str,
         poll_s: float,
         max_rank: int,
+        enough: Enough | None = None,
+        linger_s: float = 0.0,
         rules: trials.Rules | None = None,
         digest: Callable[[str], str | None] = lambda root: None,
     ) -> None:
-        self._engine = engine
+        self._replicas = replicas
         self._store = store
         self._registry = registry
         self._server = server
         self._poll_s = poll_s
         self._max_rank = max_rank
+        self._enough = enough or Enough()
+        self._linger_s = linger_s
         self._rules = rules or trials.Rules()
         self._split: Split | None = None
         self._digest = digest
         self._base: Model | None = None
+        self._rollouts: dict[Replica, Rollout] = {}
+        self._steps: dict[Replica, asyncio.Task[None]] = {}
+        self._verifying: dict[int, asyncio.Task[tuple[Adapter, Path]]] = {}
         self._loaded: dict[int, _Loaded] = {}
         self._champion: int | None = None
-        """What `code` means; 0 is the base; None: not known yet, or lost with the engine."""
+        """What `code` means; 0 is the base; None: not known yet, or lost with the engines."""
         self._aliases: dict[Alias, int] | None = None
-        self._trouble: dict[int, _Trouble] = {}
-        self._down: str | None = "the engine has not answered yet"
         self._wake = asyncio.Event()
         self._stopping = False
+        replicas.on_change = self._wake.set
 
     # --- for requests ----------------------------------------------------------------------------
 
@@ -221,16 +224,17 @@ class Adapters:
             code="model_not_found",
         )
 
-    def _arm(self, who: str | None) -> tuple[Served | None, Role]:
+    def _arm(self, who: str | None) -> tuple[Served | None, traffic.Role]:
         """The arm of a trial that is not the champion, where it is this one's turn."""
         split = self._split
         if split is not None and who is not None and split.takes(who):
             if split.version == 0 and self._base is not None:
                 return self._base_served(self._base), split.role
             loaded = self._loaded.get(split.version)
-            if loaded is not None and loaded.left_at is None:
+            here = loaded is not None and self._replicas.know(loaded.served.model)
+            if loaded is not None and here and loaded.left_at is None:
                 return loaded.served, split.role
-        return None, Role.CHAMPION
+        return None, traffic.Role.CHAMPION
 
     def _base_served(self, base: Model) -> Served:
         return Served(model=base.id, version=0, sha256="", base=base.id, base_root=base.root)
@@ -273,14 +277,51 @@ class Adapters:
         ]
 
     def reasons(self) -> list[str]:
-        """Why the server is not ready; empty when it is."""
-        if self._down is not None:
-            return [self._down]
-        if self._champion is None:
+        """Why `code` cannot be answered; empty when it can."""
+        champion = self.champion
+        if self._down is not None or champion is None:
             return [self._why_not_ready()]
+        if not any(self._answers(replica, champion.model) for replica in self._replicas):
+            return [self._why_missing(champion.version)]
+        return []
+
+    def pending(self) -> list[str]:
+        """What the registry wants and enough engines do not have yet, and why."""
         wanted = set((self._aliases or {}).values())
-        missing = sorted(wanted - self._loaded.keys())
-        return [self._why_missing(version) for version in missing]
+        return [self._why_missing(version) for version in sorted(wanted - self._loaded.keys())]
+
+    def engines(self) -> list[dict[str, Any]]:
+        """The engines, and what is proved on each."""
+        champion = self.champion
+        return [
+            {
+                "name": replica.name,
+                "role": str(replica.role),
+                "answers": champion is not None and self._answers(replica, champion.model),
+                "why_not": replica.down,
+                "in_flight": replica.in_flight,
+                "models": sorted(replica.models),
+                "failures": self._failures(replica),
+            }
+            for replica in self._replicas
+        ]
+
+    def _failures(self, replica: Replica) -> dict[str, str]:
+        rollout = self._rollouts.get(replica)
+        failures = rollout.failures if rollout is not None else {}
+        return {f"{ALIAS}@v{version}": failure.reason for version, failure in failures.items()}
+
+    @staticmethod
+    def _answers(replica: Replica, model: str) -> bool:
+        return replica.down is None and not replica.barred and model in replica.models
+
+    @property
+    def _down(self) -> str | None:
+        """Why no engine answers; None when one does."""
+        if any(replica.down is None and not replica.barred for replica in self._replicas):
+            return None
+        reasons = {replica.down or "it serves another base model" for replica in self._replicas}
+        return "; ".join(sorted(reasons)) or "there is no engine"
 
     def _why_not_ready(self) -> str:
         if self._down is not None:
@@ -291,8 +332,13 @@ class Adapters:
         return self._why_missing(champion) if champion else "the engine is being looked at"
 
     def _why_missing(self, version: int) -> str:
-        trouble = self._trouble.get(version)
-        return f"code@v{version} is not loaded" + (f": {trouble.reason}" if trouble else " yet")
+        several = len(self._rollouts) > 1
+        reasons = [
+            f"{replica.name}: {failure.reason}" if several else failure.reason
+            for replica, rollout in self._rollouts.items()
+            if (failure := rollout.failures.get(version)) is not None
+        ]
+        return f"code@v{version} is not loaded" + (f": {'; '.join(reasons)}" if reasons else " yet")
 
     # --- the loop --------------------------------------------------------------------------------
 
@@ -307,6 +353,9 @@ class Adapters:
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._wake.wait(), self._poll_s)
             self._wake.clear()
+        for step in self._steps.values():
+            step.cancel()
+        await asyncio.gather(*self._steps.values(), return_exceptions=True)
 
     def stop(self) -> None:
         """End the loop after the step it is in."""
@@ -318,246 +367,222 @@ class Adapters:
         self._wake.set()
 
     async def sync(self) -> None:
-        """Look once at the engine and the registry and do what they call for."""
-        listed = await self._look()
-        if listed is None:
-            return
+        """Look once at the engines and the registry and do what they call for."""
         try:
             aliases = await asyncio.to_thread(self._store.aliases)
             trial = await asyncio.to_thread(trials.current, self._store, self._rules)
         except StoreError as error:
             log.warning("the registry cannot be read: %s", error, extra={"action": "adapters"})
+            await self._step((), {v for r in self._rollouts.values() for v in r.proofs})
+            self._compare_bases()
             return
         self._aliases = aliases
-        if trial is None or trial.split not in (0, *aliases.values()):
-            await self._divide(None)
-        for alias in _KEPT:
-            version = aliases.get(alias)
-            if version is not None and version not in self._loaded:
-                await self._bring(version, alias, listed)
-        await self._flip(aliases.get(Alias.CHAMPION))
-        await self._divide(trial)
-        await self._unload_unwanted(set(aliases.values()))
+        if self._champion is not None and self._down is None:
+            await self._decide(aliases, trial)  # what is loaded already waits for nothing
+        wanted = {aliases[alias]: alias for alias in reversed(_KEPT) if alias in aliases}
+        wanted = dict(reversed(wanted.items()))
+        await self._step(tuple(wanted), self._loaded.keys() | wanted.keys())
+        self._compare_bases()
+        if self._down is not None:
+            return
+        self._forget_lost()
+        for version, alias in wanted.items():
+            if version not in self._loaded:
+                await self._settle(version, alias)
+        await self._decide(aliases, trial)
         self._show(aliases)
 
-    async def _look(self) -> dict[str, Model] | None:
-        """Ask the engine what it serves and forget what it has lost; None when it is down."""
-        try:
-            if not await self._engine.healthy():
-                raise EngineUnavailable("the engine does not answer its health check")
-            models = await self._engine.models()
-            bases = [model for model in models if model.parent is None]
-            if not bases:
-                raise EngineUnavailable("the engine lists no base model")
-        except EngineUnavailable as error:
-            if self._down is None:
-                log.error("the engine is down: %s", error, extra={"action": "engine_down"})
-            self._down = error.message
-            metrics.engine_up.set(0)
-            return None
-        if self._down is not None:
-            log.info("the engine answers", extra={"action": "engine_up"})
-            self._trouble.clear()
-        self._down = None
-        metrics.engine_up.set(1)
-        self._base = bases[0]
-        listed = {model.id: model for model in models}
-        for version in list(self._loaded):
-            if self._loaded[version].served.model not in listed:
-                self._forget(version)
-        return listed
-
-    def _forget(self, version: int) -> None:
-        log.warning(
-            "the engine has lost code@v%d: it was restarted",
-            version,
-            extra={"action": "adapter_lost", "version": version},
-        )
-        del self._loaded[version]
-        if self._champion == version:
-            self._champion = None
-
-    async def _bring(self, version: int, alias: Alias, listed: dict[str, Model]) -> None:
-        """Load and prove one version; on failure refuse it, or try again later."""
-        trouble = self._trouble.get(version)
-        if trouble is not None and time.monotonic() < trouble.again_at:
+    async def _step(self, wanted: Sequence[int], kept: Collection[int]) -> None:
+        """Let every replica do what it lacks; who takes long is not waited for by the others."""
+        there = self._replicas.of(Role.ADAPTERS)
+        for gone in [replica for replica in self._rollouts if replica not in there]:
+            del self._rollouts[gone]
+        for replica in there:
+            if replica not in self._rollouts:
+                self._rollouts[replica] = self._rollout(replica)
+            if replica not in self._steps:
+                work = self._rollouts[replica].step(wanted, frozenset(kept))
+                self._steps[replica] = asyncio.create_task(work, name=f"step {replica.name}")
+        if not self._steps:
             return
-        this = _Try(version=version, from_version=self._champion or 0)
-        try:
-            adapter = await asyncio.to_thread(self._registry.get, version)
-            loaded = await self._prove(this, adapter, listed)
-        except (ArtifactError, LoadRefused, EngineRefusal, _Unproved, NotFound) as error:
-            await self._refuse(this, alias, error)
-        except (ServerError, OpsError) as error:
-            await self._postpone(this, alias, error)
-        else:
-            self._trouble.pop(version, None)
-            self._loaded[version] = loaded
-            if alias is not Alias.CHAMPION:
-                # The champion's receipt is written when `code` means it.
-                await self._receipt(this, loaded.probe | {"alias": alias.value}, "proved")
-                loaded.phases_s = {}
-            metrics.adapter_swaps_total.labels("proved").inc()
-            log.info(
-                "%s is loaded and proved as %s",
-                adapter.name,
-                alias.value,
-                extra={"action": "adapter_loaded", "version": version, "phases_s": this.phases_s},
-            )
+        done, late = await asyncio.wait(self._steps.values(), timeout=self._poll_s)
+        self._steps = {r: step for r, step in self._steps.items() if step in late}
+        for step in late:
+            step.add_done_callback(lambda _: self._wake.set())
+        for step in done:
+            step.result()
 
-    async def _prove(self, this: _Try, adapter: Adapter, listed: dict[str, Model]) -> _Loaded:
-        base = self._base
+    def _rollout(self, replica: Replica) -> Rollout:
+        return Rollout(
+            replica,
+            verify=self._verify,
+            digest=self._digest,
+            max_rank=self._max_rank,
+            slots=self._slots,
+            poll_s=self._poll_s,
+            say=self._say,
+        )
+
+    async def _verify(self, version: int) -> tuple[Adapter, Path]:
+        """Compare the bytes of a version with its row; replicas that ask at once share the work."""
+
+        def verify() -> tuple[Adapter, Path]:
+            adapter = self._registry.get(version)
+            return adapter, self._registry.verify(adapter)
+
+        if version not in self._verifying:
+            work = asyncio.create_task(asyncio.to_thread(verify))
+            self._verifying[version] = work
+            work.add_done_callback(lambda _: self._verifying.pop(version, None))
+        return await asyncio.shield(self._verifying[version])
+
+    def _slots(self) -> int:
+        return needed(divided=self._split is not None or self._rules.canary_share > 0).device
+
+    def _compare_bases(self) -> None:
+        """Take one base model for all, and ask no engine that serves another one."""
+        up = [replica for replica in self._rollouts if replica.down is None]
+        metrics.engine_up.set(bool(up))
+        if not up:
+            return
+        ids = [replica.base.id for replica in up if replica.base is not None]
+        kept = self._base is not None and self._base.id in ids
+        known = self._base.id if self._base is not None and kept else ids[0]
+        for replica in reversed(up):
+            other = replica.base is None or replica.base.id != known
+            if other and not replica.barred:
+                words = "the engine %s serves another base model than %s; it is not asked"
+                log.error(words, replica.name, known, extra={"action": "other_base"})
+            replica.barred = other
+            if not other:
+                self._base = replica.base
+
+    def _forget_lost(self) -> None:
+        for version in list(self._loaded):
+            if not any(version in rollout.proofs for rollout in self._rollouts.values()):
+                del self._loaded[version]
+                if self._champion == version:
+                    self._champion = None
+
+    async def _settle(self, version: int, alias: Alias) -> None:
+        """Let a version in when enough replicas have proved it; refuse it when too few can."""
+        up = [r for p, r in self._rollouts.items() if p.down is None and not p.barred]
+        enough = self._enough.of(len(up))
+        proved = [rollout for rollout in up if version in rollout.proofs]
+        if len(proved) >= enough:
+            await self._admit(version, alias, proved)
+            return
+        failures = [r.failures[version] for r in up if version in r.failures]
+        refused = [failure for failure in failures if failure.refused]
+        awaited = max(0, self._enough.least - len(up))
+        if refused and len(up) - len(refused) + awaited < enough:
+            await self._refuse(version, alias, refused[0])
+
+    async def _admit(self, version: int, alias: Alias, proved: Sequence[Rollout]) -> None:
+        base, first = self._base, proved[0].proofs[version]
         if base is None:
-            raise EngineUnavailable("the engine has not answered yet")
-        with this.phase("verify"):
-            directory = await asyncio.to_thread(self._registry.verify, adapter)
-        with this.phase("preflight"):
-            digest = await asyncio.to_thread(self._digest, base.root)
-            looked = await asyncio.to_thread(
-                preflight, directory, adapter, max_rank=self._max_rank, base_sha256=digest
-            )
-        path = str(directory.resolve())
-        with this.phase("load"):
-            await self._load(adapter.name, path, listed)
-        try:
-            with this.phase("readback"):
-                models = {model.id: model for model in await self._engine.models()}
-                found = models.get(adapter.name)
-                if found is None or found.root != path:
-                    raise EngineUnavailable(f"the engine does not list {adapter.name} any more")
-            with this.phase("probe"):
-                result = await run_probe(
-                    self._engine,
-                    directory,
-                    base=base.id,
-                    name=adapter.name,
-                    salt=adapter.sha256,
-                )
-            if not result.accepted:
-                raise _Unproved(result.reason, asdict(result))
-        except (_Unproved, ArtifactError, EngineRefusal) as error:
-            if isinstance(error, EngineRefusal) and error.status == 404:
-                raise EngineUnavailable(f"the engine lost {adapter.name}") from error
-            await self._try_unload(adapter.name)
-            raise
+            return
         served = Served(
-            model=adapter.name,
-            version=adapter.version,
-            sha256=adapter.sha256,
+            model=first.adapter.name,
+            version=version,
+            sha256=first.adapter.sha256,
             base=base.id,
             base_root=base.root,
         )
-        evidence = {
-            **asdict(result),
-            "sha256": adapter.sha256,
-            "preflight": looked,
-            "readback": {"name": found.id, "root": directory.name},
-            "cache_salt": served.salt(None, tenant="default"),
-            "max_loras": await self._slots(),
-        }
-        return _Loaded(served=served, adapter=adapter, probe=evidence, phases_s=dict(this.phases_s))
+        evidence = dict(first.evidence)
+        if len(self._rollouts) > 1:
+            evidence["replicas"] = [rollout.replica.name for rollout in proved]
+        loaded = _Loaded(
+            served=served, adapter=first.adapter, probe=evidence, phases_s=dict(first.phases_s)
+        )
+        self._loaded[version] = loaded
+        if alias is not Alias.CHAMPION:
+            # The champion's receipt is written when `code` means it.
+            given = loaded.probe | {"alias": alias.value}
+            await self._receipt(version, given, "proved", phases_s=loaded.phases_s)
+            loaded.phases_s = {}
+        log.info(
+            "%s is loaded and proved as %s",
+            served.model,
+            alias.value,
+            extra={"action": "adapter_loaded", "version": version, "phases_s": first.phases_s},
+        )
 
-    async def _slots(self) -> int | None:
-        """How many adapters the engine has room for on its device; too few are complained of."""
-        found = await self._engine.lora_slots()
-        least = needed(divided=self._split is not None or self._rules.canary_share > 0).device
-        if found is not None and found < least:
-            log.warning(
-                "the engine has room for %d adapters at once, %d may be asked: start it with "
-                "--max-loras %d",
-                found,
-                least,
-                least,
-                extra={"action": "slots", "max_loras": found, "needed": least},
-            )
-        return found
+    async def _say(self, replica: Replica, version: int, found: Proof | Failure) -> None:
+        """Write down what came of a version on one replica, unless `_settle` says it for all."""
+        alone, live = len(self._rollouts) == 1, version in self._loaded
+        alias = next((a.value for a, v in (self._aliases or {}).items() if v == version), None)
+        evidence = found.evidence | {"alias": alias}
+        if not alone:
+            evidence["replica"] = replica.name
+        if isinstance(found, Proof):
+            metrics.adapter_swaps_total.labels("proved").inc()
+            if live or not alone:
+                reason = f"proved on {replica.name}"
+                await self._receipt(version, evidence, reason, phases_s=found.phases_s)
+            return
+        if found.refused and alone:
+            return
+        if not found.refused:
+            metrics.adapter_swaps_total.labels("postponed").inc()
+        await self._receipt(
+            version, evidence, found.reason, phases_s=found.phases_s, accepted=False
+        )
+        log.warning(
+            "code@v%d cannot be loaded now by %s: %s",
+            version,
+            replica.name,
+            found.reason,
+            extra={"action": "adapter_postponed", "version": version},
+        )
 
-    async def _load(self, name: str, path: str, listed: dict[str, Model]) -> None:
-        """Load an adapter unless the engine has it, from this very path, from before.
-
-        Raises:
-            LoadRefused: the engine read it and would not have it.
-            EngineUnavailable: the engine is dying, or has another adapter of this name.
-        """
-        there = listed.get(name)
-        if there is None:
-            try:
-                await self._engine.load(name, path)
-                return
-            except LoadRefused:
-                # A dying engine answers 500 as well, and another server may have been faster.
-                if not await self._engine.healthy():
-                    raise EngineUnavailable("the engine died while it loaded an adapter") from None
-                models = {model.id: model for model in await self._engine.models()}
-                there = models.get(name)
-                if there is None:
-                    raise
-        if there.root != path:
-            raise EngineUnavailable(
-                f"the engine knows {name} from {there.root}; a name is never used twice"
-            )
-
-    async def _refuse(self, this: _Try, alias: Alias, error: Exception) -> None:
+    async def _refuse(self, version: int, alias: Alias, failure: Failure) -> None:
         """The adapter's fault: take it out of the registry's aliases, for good."""
-        reason = error.args[0] if error.args else str(error)
-        evidence = dict(error.evidence) if isinstance(error, _Unproved) else {}
-        await self._receipt(this, evidence | {"alias": alias.value}, str(reason), accepted=False)
+        evidence, reason = failure.evidence, failure.reason
+        given = evidence | {"alias": alias.value}
+        await self._receipt(version, given, reason, phases_s=failure.phases_s, accepted=False)
         metrics.adapter_swaps_total.labels("refused").inc()
         log.error(
             "code@v%d is refused: %s",
-            this.version,
+            version,
             reason,
-            extra={"action": "adapter_refused", "version": this.version},
+            extra={"action": "adapter_refused", "version": version},
         )
 
         def refuse() -> None:
-            self._registry.refuse(
-                this.version,
-                actor=f"server:{self._server}",
-                reason=str(reason),
-                evidence=evidence,
-            )
+            actor = f"server:{self._server}"
+            self._registry.refuse(version, actor=actor, reason=reason, evidence=evidence)
 
         try:
             await asyncio.to_thread(refuse)
         except OpsError as failed:
             # For instance the way back is damaged too: the alias stays, we keep what we have.
-            self._later(this.version, f"{reason} (and the registry: {failed})")
+            for rollout in self._rollouts.values():
+                if (before := rollout.failures.get(version)) is not None:
+                    words = f"{before.reason} (and the registry: {failed})"
+                    rollout.failures[version] = replace(before, refused=False, reason=words)
             log.error("the refusal failed: %s", failed, extra={"action": "adapter_refused"})
         else:
             self._wake.set()
 
-    async def _postpone(self, this: _Try, alias: Alias, error: Exception) -> None:
-        """Not the adapter's fault: try again, ever more rarely."""
-        self._later(this.version, str(error))
-        await self._receipt(this, {"alias": alias.value}, str(error), accepted=False)
-        metrics.adapter_swaps_total.labels("postponed").inc()
-        log.warning(
-            "code@v%d cannot be loaded now: %s",
-            this.version,
-            error,
-            extra={"action": "adapter_postponed", "version": this.version},
-        )
-
-    def _later(self, version: int, reason: str) -> None:
-        before = self._trouble.get(version)
-        tries = before.tries + 1 if before else 1
-        pause_s = min(self._poll_s * 2**tries, MAX_BACKOFF_S)
-        self._trouble[version] = _Trouble(
-            tries=tries, again_at=time.monotonic() + pause_s, reason=reason
-        )
+    async def _decide(self, aliases: dict[Alias, int], trial: trials.Trial | None) -> None:
+        """Move the alias and the split to what is wanted, as far as it is loaded."""
+        if trial is None or trial.split not in (0, *aliases.values()):
+            await self._divide(None)
+        await self._flip(aliases.get(Alias.CHAMPION))
+        await self._divide(trial)
+        await self._leave_unwanted(set(aliases.values()))
 
     async def _flip(self, target: int | None) -> None:
         """Let `code` mean the champion: one assignment, between two requests; then say so."""
         version = target or 0
         if version == self._champion or (version and version not in self._loaded):
             return
-        this = _Try(version=version, from_version=self._champion or 0)
-        loaded = self._loaded.get(version)
+        loaded, phases = self._loaded.get(version), Phases()
         if loaded is not None:
-            this.phases_s |= loaded.phases_s
+            phases.taken_s |= loaded.phases_s
             loaded.phases_s = {}
-        with this.phase("flip"):
+        with phases.phase("flip"):
             before, self._champion = self._champion, version
         metrics.adapter_swaps_total.labels("flipped").inc()
         name = f"code@v{version}" if version else "the base model"
@@ -573,17 +598,23 @@ class Adapters:
         if before is not None or version:
             evidence = loaded.probe if loaded is not None else {}
             await self._receipt(
-                this, evidence | {"alias": Alias.CHAMPION.value}, f"code is now {name}"
+                version,
+                evidence | {"alias": Alias.CHAMPION.value},
+                f"code is now {name}",
+                phases_s=phases.taken_s,
+                from_version=before or 0,
             )
 
     async def _divide(self, trial: trials.Trial | None) -> None:
         """Send the share of a trial to its arm: one assignment, between two requests."""
         split = None
         if trial is not None and trial.share > 0 and self._champion is not None:
+            canary = trial.kind is trials.Kind.CANARY
+            role = traffic.Role.CANARY if canary else traffic.Role.CONTROL
             split = Split(
                 version=trial.split,
                 share=trial.share,
-                role=Role.CANARY if trial.kind is trials.Kind.CANARY else Role.CONTROL,
+                role=role,
                 draw=f"{trial.kind}:{trial.version}:{trial.since.isoformat()}",
             )
         if split == self._split:
@@ -596,7 +627,7 @@ class Adapters:
                 100 * split.share,
                 extra={"action": "split", "version": split.version, "role": split.role},
             )
-        if before is not None and before.role is Role.CANARY:
+        if before is not None and before.role is traffic.Role.CANARY:
             await self._time_rollback(before.version, (AdapterState.REJECTED,))
 
     async def _time_rollback(self, left: int, states: tuple[AdapterState, ...]) -> None:
@@ -613,43 +644,52 @@ class Adapters:
             seconds = max(0.0, (now() - found.at).total_seconds())
             metrics.rollback_seconds.observe(seconds)
 
-    async def _unload_unwanted(self, wanted: set[int]) -> None:
-        for version, loaded in list(self._loaded.items()):
+    async def _leave_unwanted(self, wanted: set[int]) -> None:
+        """Let go of what nobody wants or uses; the replicas' next steps unload it."""
+        idle: list[int] = []
+        for version, loaded in self._loaded.items():
             if version in wanted or version == self._champion:
                 loaded.left_at = None
                 continue
             if loaded.left_at is None:
                 loaded.left_at = time.monotonic()
             if loaded.references == 0:
-                metrics.adapter_swap_seconds.labels("drain").observe(
-                    time.monotonic() - loaded.left_at
-                )
-                await self._try_unload(loaded.served.model)
+                idle.append(version)
+        linger_s = self._linger_s if idle and await self._has_company() else 0.0
+        for version in idle:
+            left_s = time.monotonic() - (self._loaded[version].left_at or 0.0)
+            if left_s >= linger_s and self._loaded[version].references == 0:
+                metrics.adapter_swap_seconds.labels("drain").observe(left_s)
                 del self._loaded[version]
-                log.info(
-                    "%s is unloaded",
-                    loaded.served.model,
-                    extra={"action": "adapter_unloaded", "version": version},
-                )
+                self._wake.set()
 
-    async def _try_unload(self, name: str) -> None:
+    async def _has_company(self) -> bool:
+        """Whether other servers may be asking the same engines."""
         try:
-            await self._engine.unload(name)
-        except EngineUnavailable as error:
-            log.warning("%s stays loaded: %s", name, error, extra={"action": "adapter_unload"})
+            found = await asyncio.to_thread(swaps.living_servers, self._store)
+        except StoreError:
+            return True
+        return any(name != self._server for name in found)
 
     async def _receipt(
-        self, this: _Try, evidence: dict[str, Any], reason: str, *, accepted: bool = True
+        self,
+        version: int,
+        evidence: dict[str, Any],
+        reason: str,
+        *,
+        phases_s: dict[str, float],
+        accepted: bool = True,
+        from_version: int | None = None,
     ) -> None:
         receipt = SwapReceipt(
             id=new_id(),
             at=now(),
             server=self._server,
-            version=this.version,
-            from_version=this.from_version,
+            version=version,
+            from_version=(self._champion or 0) if from_version is None else from_version,
             accepted=accepted,
             reason=reason,
-            phases_s=dict(this.phases_s),
+            phases_s=dict(phases_s),
             probe=evidence,
         )
         try:
@@ -666,11 +706,3 @@ class Adapters:
             ).set(1)
         if self._champion == 0:
             metrics.adapter_info.labels("base", "0", "", Alias.CHAMPION.value).set(1)
-
-
-class _Unproved(Exception):
-    """The engine does not do with the adapter what the trainer measured."""
-
-    def __init__(self, reason: str, evidence: dict[str, Any] | None = None) -> None:
-        super().__init__(reason)
-        self.evidence = evidence or {}

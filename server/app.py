@@ -55,7 +55,7 @@ from server import (
     stored,
     users,
 )
-from server.adapters import Adapters
+from server.adapters import Adapters, Enough
 from server.auth import CONSOLE, Guarded, Key, Keys
 from server.auth import FEEDBACK as FEEDBACK_SCOPE
 from server.auth import INFERENCE as INFERENCE_SCOPE
@@ -65,7 +65,6 @@ from server.console import playground
 from server.console import routes as console
 from server.console.door import Door
 from server.document import describe
-from server.engine import Engine
 from server.errors import BadRequest, ServerError
 from server.forwarding import Forwarder
 from server.generation import Generator
@@ -73,6 +72,7 @@ from server.keyring import Keyring, good_keys
 from server.limits import Gate
 from server.protocol import param_path
 from server.recording import Recorder
+from server.replicas import Replicas
 from server.replies import Exchange
 from server.retention import Retention
 from server.state import Improvement, State
@@ -99,11 +99,12 @@ def create_app(
     require_safe(settings.server.host, _configured(settings) or _recorded(settings))
     keys = Keys(_configured(settings))
     gate = Gate(settings.server.max_concurrency, behind=settings.server.behind)
+    replicas = Replicas(settings.engine_urls, timeout_s=settings.server.request_timeout_s)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
         async with AsyncExitStack() as stack:
-            state = await _open(settings, checker, keys, stack)
+            state = await _open(settings, checker, keys, replicas, stack)
             yield {"server": state, "counts": health.new_counts(), "door": Door(keys)}
 
     app = FastAPI(
@@ -125,7 +126,7 @@ def create_app(
         app.include_router(module.router)
     app.add_middleware(Guarded, keys=keys)
     app.add_middleware(Observed, gate=gate)
-    app.state.reload = partial(_reload, keys, gate)
+    app.state.reload = partial(_reload, keys, gate, replicas)
     app.add_exception_handler(ServerError, _render)
     app.add_exception_handler(RequestValidationError, _render_validation)
     app.add_exception_handler(HTTPException, _render_http)
@@ -134,10 +135,11 @@ def create_app(
     return app
 
 
-def _reload(keys: Keys, gate: Gate, settings: Settings) -> None:
+def _reload(keys: Keys, gate: Gate, replicas: Replicas, settings: Settings) -> None:
     """Take over those settings that a running server can: `ops.settings.RELOADED`."""
     keys.configure(_configured(settings))
     gate.places = settings.server.max_concurrency
+    replicas.change(settings.engine_urls)
 
 
 def _configured(settings: Settings) -> list[Key]:
@@ -194,6 +196,7 @@ async def _open(
     settings: Settings,
     checker: AbstractAsyncContextManager[Checker] | None,
     keys: Keys,
+    replicas: Replicas,
     stack: AsyncExitStack,
 ) -> State:
     """Open all parts, in the order in which they need each other."""
@@ -208,13 +211,12 @@ async def _open(
         log.warning("%s", error, extra={"action": "keys"})
     _follow(keyring, "keys", stack)
     recorder = _recorder(settings, store, name, stack)
-    engine = await stack.enter_async_context(
-        Engine(settings.engine_url, timeout_s=settings.server.request_timeout_s)
-    )
+    await stack.enter_async_context(replicas)
+    _follow(replicas, "replicas", stack)
     judge = Judge(await stack.enter_async_context(checker or _pool(settings.sandbox)))
     registry = Registry(store, settings.adapters_dir)
     rules = Rules.among(settings.release.model_dump())
-    adapters = _adapters(settings, engine, registry, store, rules, name)
+    adapters = _adapters(settings, replicas, registry, store, rules, name)
     _follow(adapters, "adapters", stack)
     poll_s = settings.server.poll_s
     canary = Canary(store, registry, rules, server=name, look_s=poll_s, tell=adapters.wake)
@@ -223,7 +225,7 @@ async def _open(
     log.info("serving", extra={"action": "start", "sandbox": judge.tier.label})
     return State(
         settings=settings.server,
-        engine=engine,
+        replicas=replicas,
         store=store,
         registry=registry,
         eraser=_eraser(settings, store, registry),
@@ -233,9 +235,9 @@ async def _open(
         limits=_limits(settings.sandbox),
         improvement=_improvement(settings),
         evaluations_dir=settings.evaluations_dir,
-        forwarder=Forwarder(engine, recorder, adapters),
+        forwarder=Forwarder(replicas, recorder, adapters),
         generator=Generator(
-            engine,
+            replicas,
             judge,
             recorder,
             adapters,
@@ -277,15 +279,22 @@ def _recorder(settings: Settings, store: Store, name: str, stack: AsyncExitStack
 
 
 def _adapters(
-    settings: Settings, engine: Engine, registry: Registry, store: Store, rules: Rules, name: str
+    settings: Settings,
+    replicas: Replicas,
+    registry: Registry,
+    store: Store,
+    rules: Rules,
+    name: str,
 ) -> Adapters:
     return Adapters(
-        engine,
+        replicas,
         store,
         registry,
         server=name,
         poll_s=settings.server.poll_s,
         max_rank=settings.engine.max_lora_rank,
+        enough=Enough(share=settings.engine.proved_share, least=settings.engine.min_proved),
+        linger_s=settings.server.request_timeout_s,
         rules=rules,
         digest=_digest,
     )

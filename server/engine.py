@@ -20,7 +20,13 @@ import aiohttp
 
 from ops import tracing
 from ops.records import new_id
-from server.errors import EngineRefusal, EngineUnavailable
+from server.errors import (
+    EngineLost,
+    EngineRefusal,
+    EngineTimeout,
+    EngineUnavailable,
+    EngineUntold,
+)
 
 Json = dict[str, Any]
 
@@ -309,6 +315,9 @@ def _message(text: str) -> str:
 
 
 def _unreachable(error: BaseException) -> EngineUnavailable:
+    words = f"the engine cannot be reached: {type(error).__name__}"
+    if isinstance(error, (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)):
+        return EngineUntold(words)
     if isinstance(error, asyncio.TimeoutError):
-        return EngineUnavailable("the engine does not answer in time")
-    return EngineUnavailable(f"the engine cannot be reached: {type(error).__name__}")
+        return EngineTimeout("the engine does not answer in time")
+    return EngineLost(words)

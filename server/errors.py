@@ -10,6 +10,9 @@ ServerError                      base; rendered by one handler (`server.app`)
 ├── RateLimited           429    the key has used up its share for now
 ├── Unavailable           503    try again later (never the client's fault)
 │   ├── EngineUnavailable        the engine is down, too slow, or still loading an adapter
+│   │   ├── EngineUntold         no connection came about: it was asked nothing
+│   │   ├── EngineLost           the connection broke before the answer was whole
+│   │   └── EngineTimeout        it was asked, and said nothing in time
 │   ├── SandboxUnavailable       the sandbox failed; nothing is said of the program
 │   ├── RecordUnavailable        the answer could not be made durable, so it is not given
 │   ├── Overloaded               too many requests are in flight
@@ -142,6 +145,18 @@ class EngineUnavailable(Unavailable):
 
     code = "engine_unavailable"
     retry_after_s = 5
+
+
+class EngineUntold(EngineUnavailable):
+    """No connection to the engine came about: it was asked nothing."""
+
+
+class EngineLost(EngineUnavailable):
+    """The connection broke before the answer was whole; the engine may have been at work on it."""
+
+
+class EngineTimeout(EngineUnavailable):
+    """The engine was asked, and said nothing in time; it may still be at work on it."""
 
 
 class SandboxUnavailable(Unavailable):

@@ -13,9 +13,9 @@ from typing import Any
 from server.adapters import Adapters
 from server.calls import CHAT, TEXT, Call
 from server.dialects import choices_of, is_typed, relay_for
-from server.engine import Engine
 from server.errors import EngineRefusal, EngineUnavailable
 from server.recording import Recorder
+from server.replicas import Replicas
 from server.replies import Exchange
 from server.sse import batches
 
@@ -25,8 +25,8 @@ Json = dict[str, Any]
 class Forwarder:
     """Passes plain requests on to the engine."""
 
-    def __init__(self, engine: Engine, recorder: Recorder, adapters: Adapters) -> None:
-        self._engine = engine
+    def __init__(self, engines: Replicas, recorder: Recorder, adapters: Adapters) -> None:
+        self._engines = engines
         self._recorder = recorder
         self._adapters = adapters
 
@@ -52,14 +52,14 @@ class Forwarder:
             EngineRefusal, EngineUnavailable: from the engine.
         """
         try:
-            answer = await self._engine.post(call.endpoint, call.upstream(), request_id=call.id)
+            answer = await self._engines.post(call.endpoint, call.upstream(), request_id=call.id)
         except EngineRefusal as error:
             raise self._adapters.explain(call.served, error) from error
         await exchange.json(answer)
 
     async def _whole(self, call: Call, exchange: Exchange) -> None:
         asked = time.perf_counter()
-        answer = await self._engine.post(call.endpoint, call.upstream(), request_id=call.id)
+        answer = await self._engines.post(call.endpoint, call.upstream(), request_id=call.id)
         call.engine_s = time.perf_counter() - asked
         call.stamp(answer)
         choices = choices_of(call.endpoint, answer)
@@ -79,7 +79,7 @@ class Forwarder:
         if call.envelope.store:
             call.announce(self._recorder)
         try:
-            async with self._engine.stream(call.endpoint, body, request_id=call.id) as chunks:
+            async with self._engines.stream(call.endpoint, body, request_id=call.id) as chunks:
                 await exchange.start(call.headers, typed=is_typed(call.endpoint))
                 relay = relay_for(call)
                 async for events in batches(chunks):

@@ -23,10 +23,10 @@ from ops.records import Attempt, new_id
 from sandbox.spec import Spec, extend_prompt
 from server.adapters import Adapters
 from server.calls import CHAT, Call
-from server.engine import Engine
 from server.errors import BadRequest, EngineRefusal, EngineUnavailable
 from server.protocol import SpecRequest
 from server.recording import Recorder
+from server.replicas import Replicas
 from server.replies import Exchange
 from server.sse import DONE, Tally, batches, encode, payload
 from server.verification import Judge, Judgement, Program, execution_row
@@ -85,7 +85,7 @@ class Generator:
     """Answers requests that carry a specification.
 
     Args:
-        engine: where attempts are sampled.
+        engines: where attempts are sampled.
         judge: where they are judged.
         recorder: where they are recorded.
         adapters: told when the engine does not know what it should.
@@ -97,7 +97,7 @@ class Generator:
 
     def __init__(
         self,
-        engine: Engine,
+        engines: Replicas,
         judge: Judge,
         recorder: Recorder,
         adapters: Adapters,
@@ -107,7 +107,7 @@ class Generator:
     ) -> None:
         self._max_tokens = max_tokens
         self._temperature = temperature
-        self._engine = engine
+        self._engines = engines
         self._judge = judge
         self._recorder = recorder
         self._adapters = adapters
@@ -204,7 +204,7 @@ class Generator:
         for round_ in range(request.options.repair + 1):
             prompt = self._prompt(call, messages)
             sampling = _Round(
-                self._engine, self._judge, call, request, prompt, round_, tries, judged
+                self._engines, self._judge, call, request, prompt, round_, tries, judged
             )
             try:
                 await sampling.run()
@@ -333,7 +333,7 @@ class _Round:
 
     def __init__(
         self,
-        engine: Engine,
+        engines: Replicas,
         judge: Judge,
         call: Call,
         request: SpecRequest,
@@ -342,7 +342,7 @@ class _Round:
         tries: list[Try],
         judged: dict[str, asyncio.Task[Judgement]],
     ) -> None:
-        self._engine = engine
+        self._engines = engines
         self._judge = judge
         self._call = call
         self._request = request
@@ -426,7 +426,7 @@ class _Round:
     async def _from_answer(self, body: Json) -> AsyncGenerator[Json, None]:
         for name in ("stream", "stream_options"):
             body.pop(name, None)
-        answer = await self._engine.post(CHAT, body, request_id=self._request_id)
+        answer = await self._engines.post(CHAT, body, request_id=self._request_id)
         self.usage = _counts(answer.get("usage"))
         for choice in answer.get("choices") or ():
             yield choice
@@ -435,7 +435,7 @@ class _Round:
         body["stream"] = True
         body["stream_options"] = {"include_usage": True, "continuous_usage_stats": True}
         tally, tokens = Tally(), Counter[int]()
-        async with self._engine.stream(CHAT, body, request_id=self._request_id) as chunks:
+        async with self._engines.stream(CHAT, body, request_id=self._request_id) as chunks:
             async for events in batches(chunks):
                 for event in events:
                     chunk = payload(event)

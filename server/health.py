@@ -29,15 +29,23 @@ async def health() -> dict[str, str]:
 
 @router.get("/ready", responses={503: {"description": "Not ready; `reasons` says why."}})
 async def ready(request: Request) -> Response:
-    """Say whether requests would be answered, and by which adapter."""
+    """Say whether requests would be answered, by which adapter, and by how many engines.
+
+    A version that is being loaded, or cannot be, is `pending`: what answered before still does.
+    """
     state = current(request)
     reasons = state.adapters.reasons()
     if state.recorder.failure is not None:
         reasons.append(f"the record cannot be written: {state.recorder.failure}")
-    champion = state.adapters.champion
+    champion, engines = state.adapters.champion, state.adapters.engines()
     body: dict[str, Any] = {
         "ready": not reasons,
         "reasons": reasons,
+        "pending": state.adapters.pending(),
+        "engines": {
+            "serving": sum(engine["answers"] for engine in engines),
+            "all": len(engines),
+        },
         "adapter": champion.public if champion is not None else None,
         "base_model": state.adapters.base.id if state.adapters.base is not None else None,
         "sandbox": state.judge.tier.label,

@@ -15,11 +15,11 @@ from ops.trials import Rules
 from sandbox.types import Limits
 from server.adapters import Adapters
 from server.auth import LOCAL, Identity
-from server.engine import Engine
 from server.forwarding import Forwarder
 from server.generation import Generator
 from server.protocol import Envelope
 from server.recording import Recorder
+from server.replicas import Replicas
 from server.traffic import Sticky, who
 from server.verification import Judge
 
@@ -40,7 +40,7 @@ class State:
     """The parts of a running server."""
 
     settings: ServerSettings
-    engine: Engine
+    replicas: Replicas
     store: Store
     registry: Registry
     eraser: Eraser

@@ -71,11 +71,11 @@ def who(envelope: Envelope, *, key: str | None, tenant: str, sticky: Sticky) -> 
         return f"key\0{key}"
     if sticky is not Sticky.CONVERSATION and envelope.user is not None:
         return f"user\0{tenant}\0{envelope.user}"
-    return f"conversation\0{tenant}\0{envelope.episode_id or _beginning(envelope.body)}"
+    return f"conversation\0{tenant}\0{envelope.episode_id or beginning(envelope.body)}"
 
 
-def _beginning(body: Json) -> str:
-    """How a conversation begins: what every later request of it repeats."""
+def beginning(body: Json) -> str:
+    """Return how a conversation begins: what every later request of it repeats."""
     messages = body.get("messages")
     if isinstance(messages, list) and messages:
         people = [m for m in messages if isinstance(m, dict) and m.get("role") == "user"]

@@ -30,7 +30,7 @@ async def show(request: Request) -> Response:
     visitor = visitor_of(request)
     state = current(request)
     found = await read(lambda: _read(state))
-    reasons = state.adapters.reasons()
+    reasons = [*state.adapters.reasons(), *state.adapters.pending()]
     if state.recorder.failure is not None:
         reasons.append(f"the record cannot be written: {state.recorder.failure}")
     return render(

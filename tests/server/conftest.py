@@ -67,7 +67,12 @@ class Running:
             time.sleep(0.01)
 
     def ready(self) -> None:
-        self.until(lambda: self.http.get("/ready").status_code == 200)
+        """Wait until it answers, with all that the registry wants loaded."""
+        self.until(self._settled)
+
+    def _settled(self) -> bool:
+        response = self.http.get("/ready")
+        return response.status_code == 200 and not response.json()["pending"]
 
 
 @pytest.fixture
