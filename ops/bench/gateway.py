@@ -43,6 +43,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import aiohttp
 import uvloop
 
+from ops.bench.footprint import cpu_s, rss_mib
 from ops.records import Interaction, Source, new_id, now
 from ops.store import Recording, Store
 
@@ -183,39 +184,6 @@ async def _until_up(process: subprocess.Popen[bytes], url: str, log: Path) -> No
                         return
             await asyncio.sleep(0.1)
     raise SystemExit(f"{url} did not answer in time")
-
-
-def _tree(pid: int) -> list[int]:
-    """A process and its descendants, the sandbox's processes left out."""
-    found, left = [], [pid]
-    while left:
-        one = left.pop()
-        with contextlib.suppress(OSError):
-            if b"zygote" in Path(f"/proc/{one}/cmdline").read_bytes():
-                continue
-            found.append(one)
-            for task in Path(f"/proc/{one}/task").iterdir():
-                left += map(int, (task / "children").read_text().split())
-    return found
-
-
-def cpu_s(pid: int) -> float:
-    """CPU seconds that a process and its descendants have used."""
-    total = 0
-    for one in _tree(pid):
-        with contextlib.suppress(OSError):
-            after_name = Path(f"/proc/{one}/stat").read_text().rpartition(")")[2].split()
-            total += int(after_name[11]) + int(after_name[12])
-    return total / TICK
-
-
-def rss_mib(pid: int) -> float:
-    """Resident memory of a process and its descendants."""
-    total = 0
-    for one in _tree(pid):
-        with contextlib.suppress(OSError):
-            total += int(Path(f"/proc/{one}/statm").read_text().split()[1])
-    return total * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
 # --- load -------------------------------------------------------------------------------------

@@ -5,8 +5,8 @@
 
 Three engines stand side by side and are asked in turns within one run, so that ratios hold where
 absolute numbers do not: one as `journeyman up` starts it; the same without our plugin
-(`ops/engine_plugin.py`); and one without LoRA, which costs exactly what merged weights would cost,
-since merged weights are the base model's in shape and number. Eight streams at once write; prompts
+(`ops/engine_plugin.py`); and one without LoRA, on one of the adapters merged with its base
+(`improver/merge.py`), as `engine.merged` would start it. Eight streams at once write; prompts
 are computed one after another, each a new one. CPU time per token is read from the kernel and
 hardly feels other load. Adapters are `one_word.py`'s, rank 8 on all layers, in two slots of three.
 `--layers` starts no engine: it times the linear layers of both starters and what vLLM's code and
@@ -35,13 +35,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import aiohttp
 
-from ops import models, services
+from ops import merges, models, services
+from ops.bench.footprint import cpu_s
 from ops.settings import EngineSettings, Settings
 
 ROOT = Path(__file__).resolve().parents[2]
 WORDS = ("apple", "silver")
+MERGED = "merged"
 STREAMS, TOKENS, PROMPTS, PROMPT_WORDS = 8, 48, 3, 400
-TICK = os.sysconf("SC_CLK_TCK")
 
 
 @dataclass
@@ -58,43 +59,41 @@ class Way:
     """The same of prompts."""
 
 
-def _cpu_s(pid: int) -> float:
-    """CPU seconds that a process and its descendants have used."""
-    total, left = 0, [pid]
-    while left:
-        one = left.pop()
-        with contextlib.suppress(OSError):
-            after_name = Path(f"/proc/{one}/stat").read_text().rpartition(")")[2].split()
-            total += int(after_name[11]) + int(after_name[12])
-            for task in Path(f"/proc/{one}/task").iterdir():
-                left += map(int, (task / "children").read_text().split())
-    return total / TICK
-
-
 def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
-def without_lora(command: Sequence[str]) -> list[str]:
-    """Take the flags about LoRA out of vLLM's command, with their values."""
-    kept, dropping = [], False
-    for word in command:
-        if word.startswith("--"):
-            dropping = "lora" in word
-        if not dropping:
-            kept.append(word)
-    return kept
+def merged(folder: Path, model: models.Model) -> Path:
+    """Merge the first word's adapter with its base, and return the directory."""
+    wanted = Settings(data_dir=folder)
+    dtype = services.merged_dtype(wanted, services.engine_build())
+    what = merges.Merge(adapter_sha256=WORDS[0], base_sha256=model.sha256, dtype=dtype)
+    command = [*services.MERGE, str(folder / "words" / WORDS[0]), str(model.directory)]
+    command += [str(folder / "merged"), "--dtype", dtype, "--adapter-sha256", WORDS[0]]
+    command += ["--base-sha256", model.sha256]
+    environment = {**os.environ, **services.cpu_environment()}
+    subprocess.run(command, check=True, env=environment, capture_output=True, cwd=ROOT)
+    found = merges.find(folder / "merged", what)
+    if found is None:
+        raise SystemExit("nothing was merged")
+    return found
 
 
 @contextlib.contextmanager
 def engine(folder: Path, name: str, model: models.Model, **more: str) -> Iterator[tuple[str, int]]:
     """Start an engine; yields its address and process id."""
     port = _free_port()
-    wanted = EngineSettings(model=model.name, port=port, max_model_len=2048, kv_cache_gib=1)
-    service = services.engine(Settings(engine=wanted), model, services.engine_build())
-    command = list(service.command) if name != "no LoRA" else without_lora(service.command)
+    wanted = EngineSettings(
+        model=model.name, port=port, merged_port=port, max_model_len=2048, kv_cache_gib=1
+    )
+    settings, build = Settings(engine=wanted), services.engine_build()
+    if name == MERGED:
+        service = services.second_engine(settings, merged(folder, model), model.name, build)
+    else:
+        service = services.engine(settings, model, build)
+    command = list(service.command)
     log = folder / f"{name}.log"
     with log.open("wb") as output:
         process = subprocess.Popen(
@@ -138,7 +137,7 @@ async def _ask(session: aiohttp.ClientSession, url: str, model: str, prompt: str
 
 async def measure(session: aiohttp.ClientSession, way: Way, number: int) -> None:
     """Ask one round of a way."""
-    used, began = _cpu_s(way.pid), time.perf_counter()
+    used, began = cpu_s(way.pid), time.perf_counter()
     await asyncio.gather(
         *(
             _ask(session, way.url, way.asked[i % len(way.asked)], f"Stream {i}.{number}", TOKENS)
@@ -146,13 +145,13 @@ async def measure(session: aiohttp.ClientSession, way: Way, number: int) -> None
         )
     )
     tokens = STREAMS * TOKENS
-    took, spent = time.perf_counter() - began, _cpu_s(way.pid) - used
+    took, spent = time.perf_counter() - began, cpu_s(way.pid) - used
     way.written.append((tokens / took, spent / tokens * 1000))
-    used, began, tokens = _cpu_s(way.pid), time.perf_counter(), 0
+    used, began, tokens = cpu_s(way.pid), time.perf_counter(), 0
     for i in range(PROMPTS):
         prompt = f"{number}.{i}.{way.name} " * 2 + "one two three four " * (PROMPT_WORDS // 4)
         tokens += await _ask(session, way.url, way.asked[i % len(way.asked)], prompt, 1)
-    took, spent = time.perf_counter() - began, _cpu_s(way.pid) - used
+    took, spent = time.perf_counter() - began, cpu_s(way.pid) - used
     way.read.append((tokens / took, spent / tokens * 1000))
 
 
@@ -183,7 +182,7 @@ async def main(options: argparse.Namespace) -> None:
         started = {
             kind: stack.enter_context(engine(folder, kind, model, **more))
             for kind, more in (
-                ("no LoRA", {}),
+                (MERGED, {}),
                 ("ours", {}),
                 ("no plugin", {"VLLM_PLUGINS": "none"}),
             )
@@ -194,11 +193,11 @@ async def main(options: argparse.Namespace) -> None:
             for kind, (url, _) in started.items():
                 await _until_up(session, url, folder / f"{kind}.log")
                 for word, adapter in zip(WORDS, names, strict=True):
-                    if kind != "no LoRA":
+                    if kind != MERGED:
                         body = {"lora_name": adapter, "lora_path": str(folder / "words" / word)}
                         async with session.post(f"{url}/v1/load_lora_adapter", json=body) as reply:
                             reply.raise_for_status()
-            ways = [Way("no LoRA (as merged weights)", *started["no LoRA"], (model.name,))]
+            ways = [Way("one adapter, merged", *started[MERGED], (model.name,))]
             for kind in ("ours", "no plugin"):
                 ways += [
                     Way(f"{kind}: base alone", *started[kind], (model.name,)),

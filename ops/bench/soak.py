@@ -43,6 +43,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import aiohttp
 
 from ops import models, processes, services
+from ops.bench.footprint import rss_mib, tree
 from ops.records import Adapter, AdapterState, Alias, SwapReceipt
 from ops.registry import Registry
 from ops.store import Store
@@ -51,6 +52,8 @@ ROOT = Path(__file__).resolve().parents[2]
 WORDS = ("apple", "silver", "stone")
 ROLLBACK_EVERY = 5
 READY_S, SWAP_S = 900.0, 180.0
+ANSWER_S = 120.0
+"""How long the version in service may take to answer one stream before the next swap."""
 QUESTIONS = ("Name a colour.", "Write a function that adds two numbers.", "Count to ten.")
 JSON = dict[str, Any]
 
@@ -245,7 +248,7 @@ async def soak(
         swaps: how many.
         clients: how many stream from `code` at once; one more asks for the base model.
         kill_at: the swap during which the engine is killed; None: it is not.
-        pause_s: load without a swap, after each.
+        pause_s: load without a swap, after each; longer where nothing was answered meanwhile.
         drained_s: how long no request runs, after which retention may erase what it was asked of.
         say: is told how it goes.
         into: where it is noted, for who wants to look at a soak that was cut short.
@@ -264,7 +267,9 @@ async def soak(
                 killed = number == kill_at
                 swap = await _swap(session, system, number, found, kill=killed)
                 found.swaps.append(swap)
+                began = time.time()
                 await asyncio.sleep(pause_s)
+                await _answered(found, began)
                 await _retain(session, system, found, drained_s)
                 if number % 10 == 9 or number == swaps - 1 or killed:
                     say(_progress(number + 1, found))
@@ -273,6 +278,15 @@ async def soak(
             await asyncio.gather(*load)
     await asyncio.to_thread(_check_records, system, found)
     return found
+
+
+async def _answered(found: Findings, since: float) -> None:
+    """Wait until a stream has ended that began since then: what is in service has been asked."""
+    deadline = time.monotonic() + ANSWER_S
+    while time.monotonic() < deadline:
+        if any(a.model == "code" and a.began >= since for a in reversed(found.answers)):
+            return
+        await asyncio.sleep(0.05)
 
 
 def _progress(number: int, found: Findings) -> str:
@@ -571,28 +585,6 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _tree(pid: int) -> list[int]:
-    """A process and its descendants, the sandbox's processes left out."""
-    found, left = [], [pid]
-    while left:
-        one = left.pop()
-        with contextlib.suppress(OSError):
-            if b"zygote" in Path(f"/proc/{one}/cmdline").read_bytes():
-                continue
-            found.append(one)
-            for task in Path(f"/proc/{one}/task").iterdir():
-                left += map(int, (task / "children").read_text().split())
-    return found
-
-
-def _rss_mib(pid: int) -> float:
-    total = 0
-    for one in _tree(pid):
-        with contextlib.suppress(OSError):
-            total += int(Path(f"/proc/{one}/statm").read_text().split()[1])
-    return total * os.sysconf("SC_PAGE_SIZE") / 2**20
-
-
 class Installation:
     """A `journeyman up` of its own."""
 
@@ -629,12 +621,12 @@ class Installation:
     def memory(self) -> dict[str, float]:
         """Resident MiB of engine and server."""
         guards = self.guards()
-        return {n: _rss_mib(guards[n]) for n in ("engine", "server") if n in guards}
+        return {n: rss_mib(guards[n]) for n in ("engine", "server") if n in guards}
 
     def kill_engine(self) -> None:
         """SIGKILL the engine itself, not the guard before it."""
         guard = self.guards()["engine"]
-        for pid in _tree(guard)[1:]:
+        for pid in tree(guard)[1:]:
             if b"api_server" in Path(f"/proc/{pid}/cmdline").read_bytes():
                 os.kill(pid, signal.SIGKILL)
                 return

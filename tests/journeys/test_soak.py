@@ -172,8 +172,9 @@ def test_a_real_engine_swaps_between_adapters_that_each_write_one_word(
             registry=server.registry,
             release=add,
         )
-        found = asyncio.run(bench.soak(system, swaps=6, clients=2, pause_s=1.0, **QUIET))
+        found = asyncio.run(bench.soak(system, swaps=5, clients=2, pause_s=0.5, **QUIET))
     assert found.faults() == []
     answered = {a.version for a in found.answers if a.model == "code"}
-    assert len(answered) >= 5, answered
+    assert answered >= {1, 2, 3, 4}, answered
+    assert [swap.rollback for swap in found.swaps] == [False] * 4 + [True]
     assert all(swap.phases_s["probe"] > 0 for swap in found.swaps if not swap.rollback)

@@ -1,4 +1,4 @@
-"""The bench of what adapters cost: its command for an engine without LoRA, and its table."""
+"""The bench of what adapters cost: its table."""
 
 from __future__ import annotations
 
@@ -9,11 +9,6 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-
-from ops import services
-from ops.models import Model
-from ops.services import EngineBuild
-from ops.settings import Settings
 
 SCRIPT = Path(__file__).parents[2] / "ops" / "bench" / "lora.py"
 
@@ -28,18 +23,6 @@ def bench() -> Iterator[ModuleType]:
     spec.loader.exec_module(module)
     yield module
     del sys.modules[spec.name]
-
-
-@pytest.mark.parametrize("device", ["cpu", "cuda"])
-def test_an_engine_without_lora_is_ours_in_all_else(bench: ModuleType, device: str) -> None:
-    model = Model(name="m", directory=Path("/m"), sha256="0" * 64, origin="here")
-    build = EngineBuild(device=device, version="0.32.0")  # type: ignore[arg-type]
-    ours = services.engine(Settings(), model, build).command
-    command = bench.without_lora(ours)
-    assert any("lora" in word for word in ours)
-    assert not any("lora" in word or word.endswith("_proj") for word in command)
-    assert set(command) < set(ours)
-    assert {"--model", "/m", "--max-num-seqs", "--generation-config", "vllm"} < set(command)
 
 
 def test_the_table_takes_the_best_round_and_compares_with_the_first(bench: ModuleType) -> None:

@@ -41,6 +41,31 @@ def test_the_engine_is_bound_to_loopback_and_takes_adapters() -> None:
     assert "VLLM_LORA_RESOLVER_CACHE_DIR" not in engine.environment
 
 
+@pytest.mark.parametrize("build", [CPU, CUDA])
+def test_the_second_engine_is_the_first_without_adapters(build: EngineBuild) -> None:
+    given = settings(port=9001, merged_port=9002)
+    first = services.engine(given, MODEL, build)
+    second = services.second_engine(given, Path("/merged/abc"), "code@v3", build)
+    assert option(second.command, "--model") == "/merged/abc"
+    assert option(second.command, "--served-model-name") == "code@v3"
+    assert option(second.command, "--port") == "9002"
+    assert second.ready_url == "http://127.0.0.1:9002/health"
+    assert any("lora" in word for word in first.command)
+    assert not any("lora" in word or word.endswith("_proj") for word in second.command)
+    assert "VLLM_ALLOW_RUNTIME_LORA_UPDATING" not in second.environment
+    own = {"/merged/abc", "code@v3", "9002"}
+    assert set(second.command) - own < set(first.command)
+
+
+def test_weights_are_merged_in_what_the_engine_computes_in(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(services, "cpu_flags", lambda: {"avx2"})
+    assert services.merged_dtype(settings(), CPU) == "float32"
+    assert services.merged_dtype(settings(), CUDA) == "bfloat16"
+    assert services.merged_dtype(settings(dtype="float16"), CUDA) == "float16"
+
+
 def test_a_cpu_is_treated_as_one_and_a_gpu_is_left_to_vllm() -> None:
     cpu = services.engine(settings(kv_cache_gib=7), MODEL, CPU)
     assert "--enforce-eager" in cpu.command
