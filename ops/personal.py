@@ -69,7 +69,9 @@ _IP4 = re.compile(r"(?<![\w.\-+])(?:\d{1,3}\.){3}\d{1,3}(?![\w\-+]|\.\d)")
 _IP6 = re.compile(
     r"(?<![\w:.])(?:[0-9A-Fa-f]{1,4}:){2,7}(?::?[0-9A-Fa-f]{1,4}){1,6}(?![\w:])", re.ASCII
 )
-_IP6_PART = re.compile(r":[0-9A-Fa-f]{0,4}:")
+_IP6_PART = re.compile(r":(?::|(?:[0-9A-Fa-f]{1,4}:){3})", re.ASCII)
+"""No address is without one: either groups are left out, or there are eight."""
+_IP6_AROUND = 40
 _VERSION = re.compile(r"(?:\bv|version|release|[=<>~!]=)\W{0,4}$", re.I)
 _RESOLVERS = frozenset(("8.8.8.8", "8.8.4.4", "1.1.1.1", "1.0.0.1", "9.9.9.9"))
 
@@ -149,28 +151,50 @@ def find_personal(
         yield from _mails(text)
     if PersonalKind.IP_ADDRESS in kinds and ":" in text:
         yield from _ip6(text)
-    if PersonalKind.NATIONAL_NUMBER in kinds:
+    drawn = outline(text)
+    if PersonalKind.NATIONAL_NUMBER in kinds and "00A00A000A" in drawn:
         yield from _fiscal_codes(text)
-    finders = _finders(text.lower(), kinds, phone_region)
-    for start, end in windows(text, _DIGITS, _BEFORE, _AFTER):
+    finders = _finders(text, drawn, kinds, phone_region)
+    for start, end in windows(text, _DIGITS, _BEFORE, _AFTER) if finders else ():
         for find in finders:
             yield from find(text, start, end)
+
+
+_OUTLINE = str.maketrans("0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ", "0" * 10 + "A" * 26)
+_FOREIGN_DIGIT = re.compile(r"[^\x00-\x7f\D]")
+
+
+def outline(text: str) -> str:
+    """Return a text with a 0 for each digit and an A for each capital of ASCII.
+
+    Tables are full of digits, and to look for each shape at every one of them takes long. A shape
+    whose outline is not in that of the text is not in the text.
+    """
+    drawn = text.translate(_OUTLINE)
+    return drawn if text.isascii() else _FOREIGN_DIGIT.sub("0", drawn)
 
 
 Finder = Callable[[str, int, int], Iterator[Span]]
 
 
 def _finders(
-    lowered: str, kinds: Collection[PersonalKind], phone_region: str | None
+    text: str, drawn: str, kinds: Collection[PersonalKind], phone_region: str | None
 ) -> list[Finder]:
-    """What to look for where there are digits; what needs a word, only where that word is."""
-    found = [find for kind, find in _IN_DIGITS.items() if kind in kinds]
-    if PersonalKind.NATIONAL_NUMBER in kinds and any(word in lowered for word in _NAMING):
-        found.append(_named)
-    if PersonalKind.PHONE in kinds:
-        found.append(_phones)
-        if phone_region is not None and any(word in lowered for word in _CALLING):
-            found.append(partial(_called, region=phone_region))
+    """What to look for where there are digits: what has a part there, and words that it needs."""
+    found = [
+        find
+        for kind, find, parts in _IN_DIGITS
+        if kind in kinds and any(part in drawn for part in parts)
+    ]
+    lowered = text.lower()
+    if PersonalKind.NATIONAL_NUMBER in kinds:
+        if _national not in found and _FRENCH.search(drawn):
+            found.append(_national)
+        if any(word in lowered for word in _NAMING):
+            found.append(_named)
+    calling = PersonalKind.PHONE in kinds and any(word in lowered for word in _CALLING)
+    if calling and phone_region is not None:
+        found.append(partial(_called, region=phone_region))
     return found
 
 
@@ -199,11 +223,10 @@ def _ip4(text: str, start: int, end: int) -> Iterator[Span]:
 
 
 def _ip6(text: str) -> Iterator[Span]:
-    if not _IP6_PART.search(text):
-        return
-    for match in _IP6.finditer(text):
-        if _is_public(match[0]) and not match[0].lower().startswith("ffff"):  # no netmask
-            yield (*match.span(), PersonalKind.IP_ADDRESS)
+    for start, end in windows(text, _IP6_PART, _IP6_AROUND, _IP6_AROUND):
+        for match in _IP6.finditer(text, start, end):
+            if _is_public(match[0]) and not match[0].lower().startswith("ffff"):  # no netmask
+                yield (*match.span(), PersonalKind.IP_ADDRESS)
 
 
 def _is_public(address: str) -> bool:
@@ -252,19 +275,55 @@ def _named(text: str, start: int, end: int) -> Iterator[Span]:
                 yield (*match.span(), PersonalKind.NATIONAL_NUMBER)
 
 
-_IN_DIGITS: dict[PersonalKind, Finder] = {
-    PersonalKind.IP_ADDRESS: _ip4,
-    PersonalKind.PAYMENT_CARD: _cards,
-    PersonalKind.IBAN: _ibans,
-    PersonalKind.NATIONAL_NUMBER: _national,
-}
+def _abroad(text: str, start: int, end: int) -> Iterator[Span]:
+    """Telephone numbers with `+`."""
+    for match in _ABROAD.finditer(text, start, end):
+        yield from _valid(text, *match.span(), None)
 
 
-def _phones(text: str, start: int, end: int) -> Iterator[Span]:
-    """Telephone numbers with `+`, and as North America writes them."""
-    for pattern, region in ((_ABROAD, None), (_AT_HOME, "US")):
-        for match in pattern.finditer(text, start, end):
-            yield from _valid(text, *match.span(), region)
+def _at_home(text: str, start: int, end: int) -> Iterator[Span]:
+    """Telephone numbers as North America writes them."""
+    for match in _AT_HOME.finditer(text, start, end):
+        yield from _valid(text, *match.span(), "US")
+
+
+_IN_DIGITS: tuple[tuple[PersonalKind, Finder, tuple[str, ...]], ...] = (
+    (
+        PersonalKind.IP_ADDRESS,
+        _ip4,
+        tuple(f".{'0' * two}.{'0' * three}." for two in (1, 2, 3) for three in (1, 2, 3)),
+    ),
+    (
+        PersonalKind.PAYMENT_CARD,
+        _cards,
+        (
+            "0" * 13,
+            *(f"0000{mark}0000{mark}0000{mark}0000" for mark in " -"),
+            *(f"0000{mark}000000{mark}00000" for mark in " -"),
+        ),
+    ),
+    (PersonalKind.IBAN, _ibans, ("AA00",)),
+    (
+        PersonalKind.NATIONAL_NUMBER,
+        _national,
+        (
+            *("000-00-0000", "000.000.000-00", "0000000A", "0000000-A", "0" * 17, "000000-000"),
+            *("000000+000", "000000A000", "00.00.00-000.00", "000.0000.0000.00", "000000/0000"),
+        ),
+    ),
+    (PersonalKind.PHONE, _abroad, ("+0", "+(0")),
+    (
+        PersonalKind.PHONE,
+        _at_home,
+        (
+            *(f"({'0' * 3}){gap}000{mark}0000" for gap in ("", " ") for mark in "-."),
+            *(f"000{mark}000{last}0000" for mark in "-." for last in "-."),
+        ),
+    ),
+)
+"""What is looked for where there are digits, and outlines of which each holds one."""
+_FRENCH = re.compile(r"0 ?00 ?00 ?0[0A] ?000 ?000 ?00")
+"""The outline of the one national number that is written with gaps or without."""
 
 
 def _called(text: str, start: int, end: int, region: str) -> Iterator[Span]:

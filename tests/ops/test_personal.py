@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import time
 
+import hypothesis
 import pytest
+from hypothesis import strategies
 
+from ops import personal
 from ops.personal import find_personal
 from ops.records import PersonalKind
 
@@ -101,3 +105,36 @@ def test_no_text_takes_long(piece: str) -> None:
     began = time.process_time()
     list(find_personal(text, KINDS, phone_region="US"))
     assert time.process_time() - began < 2
+
+
+SHAPES = [
+    *((re.compile(pattern), personal._national) for pattern, _ in personal._WRITTEN),
+    (personal._CARD, personal._cards),
+    (personal._IBAN, personal._ibans),
+    (personal._IP4, personal._ip4),
+    (personal._ABROAD, personal._abroad),
+    (personal._AT_HOME, personal._at_home),
+]
+
+
+@pytest.mark.parametrize(("shape", "find"), SHAPES, ids=lambda given: getattr(given, "pattern", ""))
+def test_whatever_has_a_shape_is_looked_for_by_its_outline(
+    shape: re.Pattern[str], find: personal.Finder
+) -> None:
+    @hypothesis.given(strategies.from_regex(shape, fullmatch=True))
+    @hypothesis.settings(max_examples=25, database=None)
+    def looked_for(text: str) -> None:
+        for longer in (text, f"é 7,{text}; 12"):
+            drawn = personal.outline(longer)
+            assert find in personal._finders(longer, drawn, KINDS, None)
+
+    looked_for()
+
+
+def test_digits_and_capitals_of_a_text_are_drawn_alike() -> None:
+    assert personal.outline("Ab12 \u0663\uff17\n") == "Ab00 00\n"
+
+
+def test_nothing_is_looked_for_in_a_table() -> None:
+    table = "2024-01-02 10:20:30,123456,0.25,C10,9.50\n" * 100
+    assert personal._finders(table, personal.outline(table), KINDS, "US") == []
