@@ -31,7 +31,7 @@ from improver.benchmarks import catalogue
 from improver.benchmarks.base import Task
 from improver.cycle import CycleRun, Means, Plan, fail, note, start
 from improver.errors import BenchmarkError, ImproverError, PolicyError, PolicyUnavailable
-from improver.evaluate import judgeable
+from improver.evaluate import fooled, judgeable
 from improver.idle import Idle, Metrics, TrainWhenIdle
 from improver.policy import ALIAS, Policy
 from improver.progress import LogShow, Show, TerminalShow
@@ -70,7 +70,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if given.command == "import":
             return asyncio.run(_import(settings, given, console))
         if given.command == "eval":
-            return asyncio.run(_eval(settings, given, console))
+            run = _references if given.references else _eval
+            return asyncio.run(run(settings, given, console))
         return asyncio.run(_daemon(settings))
     except FAULTS as error:
         console.print(f"[red]error:[/red] {error}", highlight=False)
@@ -143,6 +144,12 @@ def _add_eval(put: argparse.ArgumentParser) -> None:
     put.add_argument("--temperature", type=float, help="default: 0; 0.8 with several answers")
     put.add_argument("--max-tokens", type=_positive, default=512, help="longest answer")
     put.add_argument("--seed", type=int, default=7)
+    put.add_argument(
+        "--references",
+        action="store_true",
+        help="ask no model: run the reference solutions, which must pass, and empty answers, "
+        "which must not",
+    )
     put.add_argument("--url", help="another server's address, without /v1")
     put.add_argument("--data", type=Path, help="the benchmark's file or directory")
     put.add_argument("--out", type=Path, help="where the result goes (JSON)")
@@ -389,6 +396,33 @@ async def _eval(settings: Settings, given: argparse.Namespace, console: Console)
         return 1
     journal_file.unlink(missing_ok=True)
     return 0
+
+
+async def _references(settings: Settings, given: argparse.Namespace, console: Console) -> int:
+    """Say which tasks of a benchmark can be judged here; a task that is fooled is a failure."""
+    plan = score.Plan(
+        benchmark=given.benchmark, model=given.model, limit=given.limit, seed=given.seed
+    )
+    tasks = score.choose(_tasks(settings, given), plan)
+    async with _pool(settings) as pool:
+        with console.status(f"{given.benchmark}: {len(tasks)} tasks"):
+            kept, failing = await judgeable(tasks, pool)
+            empty = await fooled(tasks, pool)
+    found = {
+        "benchmark": given.benchmark,
+        "tasks": len(tasks),
+        "without_reference": sum(task.solution is None for task in tasks),
+        "references_fail": failing,
+        "empty_answers_pass": empty,
+    }
+    passed = len(kept) - found["without_reference"]
+    words = [
+        f"{given.benchmark}: {passed} of {len(tasks)} reference solutions pass",
+        *([f"left out of examinations: {', '.join(failing)}"] if failing else []),
+        *([f"passed by an empty answer: {', '.join(empty)}"] if empty else []),
+    ]
+    print(json.dumps(found, indent=1) if given.json else "\n".join(words))
+    return 1 if empty else 0
 
 
 def _tasks(settings: Settings, given: argparse.Namespace) -> Sequence[Task]:

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from improver import drift
 from improver.attempts import SANDBOX_ERROR, Judge, attempt, together
-from improver.benchmarks.base import Task, read_jsonl
+from improver.benchmarks.base import Task, read_jsonl, stub_programs
 from improver.errors import BenchmarkError, PolicyError, PolicyUnavailable, SwapError
 from improver.policy import Policy
 from improver.types import Arm, Outcome, Suite, from_json, to_json
@@ -114,6 +114,21 @@ async def judgeable(tasks: Sequence[Task], pool: Judge) -> tuple[list[Task], lis
     found = await together(sound(task) for task in tasks)
     kept = [task for task, good in zip(tasks, found, strict=True) if good]
     return kept, [task.id for task, good in zip(tasks, found, strict=True) if not good]
+
+
+async def fooled(tasks: Sequence[Task], pool: Judge) -> list[str]:
+    """The ids of tasks that an answer which says nothing passes: their checks are worth nothing.
+
+    Raises:
+        SandboxError: the sandbox failed.
+    """
+
+    async def passes(task: Task) -> bool:
+        found = await together(pool.check(stub, task.spec) for stub in stub_programs(task))
+        return any(one.verified for one in found)
+
+    found = await together(passes(task) for task in tasks)
+    return [task.id for task, bad in zip(tasks, found, strict=True) if bad]
 
 
 async def examine(

@@ -122,12 +122,14 @@ class Benchmark(Protocol):
 
 
 STUBS = ("return None", "return 0", "return []", "return True", "pass")
+CONSTANTS = ("None", "0", "[]", "x = 1\n", "result = None\n")
 
 
 def stub_programs(task: Task) -> list[str]:
-    """Answers that must fail: constants, and no function at all."""
+    """Answers that must fail, as they are checked: functions that say nothing, and constants."""
     name = task.spec.entry_point or "solution"
-    return [f"def {name}(*args, **kwargs):\n    {body}\n" for body in STUBS] + ["x = 1\n"]
+    functions = [f"def {name}(*args, **kwargs):\n    {body}\n" for body in STUBS]
+    return [task.form.complete(answer) for answer in (*functions, *CONSTANTS)]
 
 
 def shown_and_held(asserts: Sequence[str], entry_point: str) -> Spec:

@@ -7,6 +7,7 @@ import json
 import os
 import random
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -23,18 +24,19 @@ from improver.benchmarks.mbpp import TaskFile
 from improver.benchmarks.pandaseval import PandasEval
 from improver.benchmarks.replay import Replay, held_back, tenant_of
 from improver.errors import BenchmarkError
-from improver.evaluate import judgeable
+from improver.evaluate import fooled, judgeable
 from improver.firewall import Firewall
 from ops.demo import BESIDE
 from ops.records import Source
 from ops.store import Recording, Store
 from sandbox.pool import Pool
+from sandbox.spec import parse_spec
 from tests.ops.records import attempt, interaction
 
 DATA = Path(os.environ.get("JOURNEYMAN_BENCHMARKS_DIR") or BESIDE)
 """Benchmarks do not ship: what needs their rows is skipped where they are not at hand."""
 
-SAMPLE = 60
+SAMPLE = 40
 """Tasks of each benchmark whose references are run here: all 2,000 would take many minutes."""
 
 one_loop = pytest.mark.asyncio(loop_scope="module")
@@ -44,10 +46,6 @@ one_loop = pytest.mark.asyncio(loop_scope="module")
 async def pool() -> AsyncIterator[Pool]:
     async with Pool(2) as opened:
         yield opened
-
-
-def mbpp() -> list[Task]:
-    return at_hand("mbpp+")
 
 
 def at_hand(name: str) -> list[Task]:
@@ -82,27 +80,20 @@ def test_no_built_in_task_is_like_another() -> None:
 
 @one_loop
 @pytest.mark.isolation
-async def test_built_in_references_pass_and_stubs_fail(pool: Pool) -> None:
-    kept, unsound = await judgeable(Builtin().tasks(), pool)
+async def test_built_in_references_pass_and_empty_answers_fail(pool: Pool) -> None:
+    tasks = Builtin().tasks()
+    kept, unsound = await judgeable(tasks, pool)
     assert unsound == []
     assert len(kept) == 30
-    for task in Builtin().tasks():
-        for program in stub_programs(task):
-            found = await pool.check(program, task.spec)
-            assert not found.verified, (task.id, program)
+    assert await fooled(tasks[::3], pool) == []
 
 
 @one_loop
-@pytest.mark.slow
 @pytest.mark.isolation
-async def test_mbpp_references_pass_and_stubs_fail(pool: Pool) -> None:
-    tasks = mbpp()
-    kept, unsound = await judgeable(tasks, pool)
-    assert len(kept) >= 86, unsound
-    for task in tasks:
-        for program in stub_programs(task):
-            found = await pool.check(program, task.spec)
-            assert not found.verified, (task.id, program)
+async def test_a_task_that_an_empty_answer_passes_is_found_out(pool: Pool) -> None:
+    [task] = Builtin().tasks()[:1]
+    weak = parse_spec({"entry_point": "f", "tests": ["assert f(1) is None"]})
+    assert await fooled([replace(task, id="weak", spec=weak), task], pool) == ["weak"]
 
 
 def test_an_mbpp_row_shows_one_assert_and_holds_back_the_rest(tmp_path: Path) -> None:
@@ -182,27 +173,22 @@ SOUND = {
 
 
 @one_loop
-@pytest.mark.isolation
-@pytest.mark.parametrize("name", SOUND)
-async def test_references_pass(pool: Pool, name: str) -> None:
-    tasks = at_hand(name)
-    sample = tasks[:: max(1, len(tasks) // 6)]
-    kept, unsound = await judgeable(sample, pool)
-    assert len(kept) >= SOUND[name] * len(sample) - 1, unsound
-
-
-@one_loop
 @pytest.mark.slow
 @pytest.mark.isolation
 @pytest.mark.parametrize("name", SOUND)
-async def test_all_references_pass_and_constants_fail(pool: Pool, name: str) -> None:
+async def test_references_pass_and_empty_answers_fail(pool: Pool, name: str) -> None:
+    """On a sample; `journeyman eval NAME --references` runs all of them."""
     tasks = at_hand(name)
     tasks = random.Random(7).sample(tasks, min(SAMPLE, len(tasks)))
     kept, unsound = await judgeable(tasks, pool)
     assert len(kept) >= SOUND[name] * len(tasks), unsound
-    for answer in ("None", "0", "[]", "x = 1\n", "result = None\n"):
-        found = await together(pool.check(t.form.complete(answer), t.spec) for t in tasks)
-        assert [t.id for t, f in zip(tasks, found, strict=True) if f.verified] == [], answer
+    # Each task is tried with one of them, so each of them on some tasks.
+    stubs = [stub_programs(task) for task in tasks]
+    tried = [some[place % len(some)] for place, some in enumerate(stubs)]
+    found = await together(
+        pool.check(stub, task.spec) for stub, task in zip(tried, tasks, strict=True)
+    )
+    assert [t.id for t, f in zip(tasks, found, strict=True) if f.verified] == []
 
 
 def write(path: Path, *rows: object) -> Path:

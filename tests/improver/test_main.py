@@ -146,6 +146,30 @@ def test_a_benchmark_is_put_to_a_server(
     assert "has no model 'code@v9'" in " ".join(capsys.readouterr().err.split())
 
 
+@pytest.mark.isolation
+def test_a_benchmark_is_tried_without_a_model(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spec = {"entry_point": "f", "tests": ["assert f(2) == 4"]}
+    weak = {"entry_point": "f", "tests": ["assert f(2) is None"]}
+    rows = [
+        {"id": "a", "text": "Double.", "spec": spec, "reference": "def f(x):\n    return 2 * x\n"},
+        {"id": "b", "text": "Double.", "spec": spec, "reference": "def f(x):\n    return x + 3\n"},
+        {"id": "c", "text": "Anything.", "spec": weak},
+    ]
+    path = tmp_path / "mine.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows[:2]))
+    arguments = ["eval", str(path), "--references", "--data-dir", str(tmp_path)]
+    assert improver.main(arguments) == 0
+    told = capsys.readouterr().out
+    assert "1 of 2 reference solutions pass" in told
+    assert "left out of examinations: b" in told
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert improver.main([*arguments, "--json"]) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert (found["empty_answers_pass"], found["without_reference"]) == (["c"], 1)
+
+
 @pytest.mark.slow
 @pytest.mark.isolation
 def test_a_cycle_killed_in_training_is_resumed(
