@@ -206,7 +206,7 @@ def _digest(path: Path) -> bytes:
 def improver(order: Json) -> None:
     settings = settings_of(order)
     worker.LOOK_S = orders.LOOK_S = idle.LOOK_S = 0.1
-    worker.BEAT_S = 0.5
+    worker.BEAT_S = worker.ERASE_S = 0.5
     policy.LONGEST_PAUSE_S = 0.5
     worker.lease.held = functools.partial(lease.held, ttl_s=LEASE_S)  # type: ignore[assignment]
     base = Model(name=BASE, directory=settings.data_dir, sha256="0" * 64, origin="test")

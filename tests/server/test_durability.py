@@ -23,7 +23,7 @@ import pytest
 
 from ops.store import Store
 from tests.fake_engine import PROGRAM, FakeEngine
-from tests.server.conftest import environment
+from tests.server.conftest import NO_TLS, environment
 
 VICTIM = Path(__file__).with_name("victim.py")
 SPEC = {"entry_point": "add", "examples": [{"input": [1, 2], "output": 3}]}
@@ -56,7 +56,7 @@ class Victims:
                 assert _alive(pid), "the server did not start"
                 assert time.monotonic() < deadline, "the server was not ready in time"
                 try:
-                    if httpx.get(f"{url}/ready").status_code == 200:
+                    if httpx.get(f"{url}/ready", verify=NO_TLS).status_code == 200:
                         break
                 except httpx.TransportError:
                     time.sleep(0.02)
@@ -112,7 +112,7 @@ def test_killed_servers_lose_nothing(engine: FakeEngine, tmp_path: Path, kills: 
                 ]
                 for client in clients:
                     client.start()
-                time.sleep(chance.uniform(0.05, 0.6))
+                time.sleep(chance.uniform(0.02, 0.3))
                 kill(pid)
                 for client in clients:
                     client.join()
@@ -173,7 +173,7 @@ def _refuses_and_recovers(
     engine: FakeEngine,
     full: Callable[[Victims, int], AbstractContextManager[None]],
 ) -> None:
-    with victims.serving() as (pid, url), httpx.Client(base_url=url, timeout=30) as http:
+    with victims.serving() as (pid, url), _client(url, 30) as http:
         body = {"model": "code", "messages": MESSAGES}
         assert http.post("/v1/chat/completions", json=body).status_code == 200
         with full(victims, pid):
@@ -209,9 +209,13 @@ def _refuses_and_recovers(
         store.close()
 
 
+def _client(url: str, timeout_s: float) -> httpx.Client:
+    return httpx.Client(base_url=url, timeout=timeout_s, verify=NO_TLS)
+
+
 def _use(url: str, acknowledged: dict[str, str], given: dict[str, str], number: int) -> None:
     """Ask, stream and give feedback until the server is gone; note what was acknowledged."""
-    with httpx.Client(base_url=url, timeout=10) as http:
+    with _client(url, 10) as http:
         try:
             for turn in range(10_000):
                 kind = ("plain", "stream", "verified")[(turn + number) % 3]

@@ -1,7 +1,8 @@
 """`python victim.py DATA_DIR ENGINE_URL`: servers to be killed, quick to start.
 
-All is imported once. For each port that is read, a server is forked off that listens on it, and its
-process id written. Their sandbox approves of everything, because nothing untrusted runs in it.
+All is imported and the application built once. For each port that is read, a server is forked off
+that listens on it, and its process id written. Their sandbox approves of everything, because
+nothing untrusted runs in it.
 """
 
 from __future__ import annotations
@@ -50,24 +51,20 @@ class Approving:
         return None
 
 
-def serve(data_dir: Path, engine_url: str, port: int) -> None:
-    settings = Settings(
-        data_dir=data_dir,
-        engine=EngineSettings(url=engine_url),
-        server=ServerSettings(port=port, poll_s=0.1),
-    )
-    app = create_app(settings, checker=Approving())
-    uvicorn.run(app, host="127.0.0.1", port=port, log_config=None, access_log=False)
-
-
 def main() -> None:
-    data_dir, engine_url = Path(sys.argv[1]), sys.argv[2]
+    settings = Settings(
+        data_dir=Path(sys.argv[1]),
+        engine=EngineSettings(url=sys.argv[2]),
+        server=ServerSettings(poll_s=0.1),
+    )
+    # It has opened nothing yet: its lifespan does, in the child.
+    app = create_app(settings, checker=Approving())
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the killed are not waited for
     for line in sys.stdin:
         child = os.fork()
         if child == 0:
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            serve(data_dir, engine_url, int(line))
+            uvicorn.run(app, host="127.0.0.1", port=int(line), log_config=None, access_log=False)
             os._exit(0)
         sys.stdout.write(f"{child}\n")
         sys.stdout.flush()
