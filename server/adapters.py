@@ -459,7 +459,8 @@ class Adapters:
 
     def _forget_lost(self) -> None:
         for version in list(self._loaded):
-            if not any(version in rollout.proofs for rollout in self._rollouts.values()):
+            proved = any(version in rollout.proofs for rollout in self._rollouts.values())
+            if not proved and not self._replicas.know(self._loaded[version].served.model):
                 del self._loaded[version]
                 if self._champion == version:
                     self._champion = None

@@ -65,11 +65,13 @@ from server.console import playground
 from server.console import routes as console
 from server.console.door import Door
 from server.document import describe
+from server.engine import Engine
 from server.errors import BadRequest, ServerError
 from server.forwarding import Forwarder
 from server.generation import Generator
 from server.keyring import Keyring, good_keys
 from server.limits import Gate
+from server.merged import Merged
 from server.protocol import param_path
 from server.recording import Recorder
 from server.replicas import Replicas
@@ -221,6 +223,7 @@ async def _open(
     poll_s = settings.server.poll_s
     canary = Canary(store, registry, rules, server=name, look_s=poll_s, tell=adapters.wake)
     _follow(canary, "canary", stack)
+    merged = await _merged(settings, replicas, adapters, store, rules, name, stack)
     _follow(_retention(settings, store, recorder), "retention", stack)
     log.info("serving", extra={"action": "start", "sandbox": judge.tier.label})
     return State(
@@ -231,6 +234,7 @@ async def _open(
         eraser=_eraser(settings, store, registry),
         recorder=recorder,
         adapters=adapters,
+        merged=merged,
         judge=judge,
         limits=_limits(settings.sandbox),
         improvement=_improvement(settings),
@@ -298,6 +302,32 @@ def _adapters(
         rules=rules,
         digest=_digest,
     )
+
+
+async def _merged(
+    settings: Settings,
+    replicas: Replicas,
+    adapters: Adapters,
+    store: Store,
+    rules: Rules,
+    name: str,
+    stack: AsyncExitStack,
+) -> Merged | None:
+    """Follow the second engine, where there shall be one."""
+    if settings.merged_url is None:
+        return None
+    engine = Engine(settings.merged_url, timeout_s=settings.server.request_timeout_s)
+    merged = Merged(
+        await stack.enter_async_context(engine),
+        replicas,
+        adapters,
+        store,
+        rules=rules,
+        server=name,
+        poll_s=settings.server.poll_s,
+    )
+    _follow(merged, "merged", stack)
+    return merged
 
 
 def _retention(settings: Settings, store: Store, recorder: Recorder) -> Retention:

@@ -47,6 +47,7 @@ async def ready(request: Request) -> Response:
             "all": len(engines),
         },
         "adapter": champion.public if champion is not None else None,
+        "merged": state.merged.in_use if state.merged is not None else None,
         "base_model": state.adapters.base.id if state.adapters.base is not None else None,
         "sandbox": state.judge.tier.label,
     }

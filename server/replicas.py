@@ -238,7 +238,7 @@ class Replicas:
             async def ask(replica: Replica, attempt: AsyncExitStack) -> AsyncIterator[bytes]:
                 sending = replica.engine.stream(path, body, request_id=request_id)
                 chunks = await attempt.enter_async_context(sending)
-                if len(self._able(body, ())) < 2:
+                if not self._able(body, (replica,)):
                     return chunks
                 # Until the first bytes are here, another one may still be asked.
                 return _after(await anext(chunks, b""), chunks)

@@ -17,6 +17,7 @@ from server.adapters import Adapters
 from server.auth import LOCAL, Identity
 from server.forwarding import Forwarder
 from server.generation import Generator
+from server.merged import Merged
 from server.protocol import Envelope
 from server.recording import Recorder
 from server.replicas import Replicas
@@ -46,6 +47,8 @@ class State:
     eraser: Eraser
     recorder: Recorder
     adapters: Adapters
+    merged: Merged | None
+    """The second engine, where there shall be one."""
     judge: Judge
     limits: Limits
     """The most that a client's own program may use."""
