@@ -5,7 +5,8 @@
     attempts.jsonl  executions.jsonl  feedback.jsonl
     cycles.jsonl  cycle_events.jsonl  dataset_rows.jsonl      of cycles that have ended
     erasures.jsonl         certificates: who was erased stays erased where this is imported
-    datasets/CYCLE.train.jsonl  CYCLE.held_out.jsonl          training rows as text, where asked for
+    datasets/CYCLE.NAME.jsonl      training rows as text, where asked for; NAME is train, held_out,
+                                   preferences or preferences_held_out
 
 All of it is one moment of the record, read while the server goes on, in pages. What was asked with
 `store: false` was never recorded, and what was erased is gone; neither is in an export.
@@ -63,6 +64,8 @@ RECORDS: dict[str, type] = {
 }
 """By file, in the order of an import: nothing comes before what it hangs on."""
 DATASETS = "datasets"
+ROWS = ("train", "held_out", "preferences", "preferences_held_out")
+"""The files of a cycle's dataset (`improver.dataset`)."""
 PAGE = 200
 MAX_MANIFEST_BYTES = 1 << 24
 
@@ -153,7 +156,7 @@ def _copy_datasets(cycles_dir: Path, target: Path) -> dict[str, Json]:
     files: dict[str, Json] = {}
     target.mkdir()
     for source in sorted(cycles_dir.glob("*/dataset/*.jsonl")):
-        if source.name not in ("train.jsonl", "held_out.jsonl") or source.is_symlink():
+        if source.stem not in ROWS or source.is_symlink():
             continue
         copy = target / f"{source.parents[1].name}.{source.name}"
         shutil.copyfile(source, copy)

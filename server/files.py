@@ -1,8 +1,9 @@
 """`/v1/files`: what cycles were trained on and what came out, in the words of OpenAI's files API.
 
-Each cycle has up to three files: the training rows, the held-out rows, and its report. Rows are
-read from the cycle's directory as they are asked for, and rendered in the chat shape that
-OpenAI's fine-tuning takes; what a row was made of is in its `metadata`. Nothing can be uploaded.
+Each cycle has up to five files: the training rows, the held-out rows, the same two of preferences,
+and its report. Rows are read from the cycle's directory as they are asked for, and rendered in the
+shapes that OpenAI's fine-tuning takes, chats and preferences (its `dpo` method); what a row was
+made of is in its `metadata`. Of an answer judged alone, one side is empty. Nothing can be uploaded.
 """
 
 from __future__ import annotations
@@ -28,7 +29,12 @@ router = APIRouter(prefix="/v1/files", tags=["files"])
 
 T = TypeVar("T")
 MAX_CYCLES = 1000
-_ROWS = {"train": "train.jsonl", "held_out": "held_out.jsonl"}
+_ROWS = {
+    "train": "train.jsonl",
+    "held_out": "held_out.jsonl",
+    "preferences": "preferences.jsonl",
+    "preferences_held_out": "preferences_held_out.jsonl",
+}
 _KINDS = (*_ROWS, "report")
 Purpose = Annotated[Literal["fine-tune", "fine-tune-results"] | None, Query()]
 
@@ -146,11 +152,23 @@ def _rows(path: Path) -> Iterator[str]:
         raise NotFound("the file is not on this machine any more") from error
     for line in filter(None, lines):
         row = json.loads(line)
-        rendered = {
-            "messages": [*row["messages"], {"role": "assistant", "content": row["answer"]}],
-            "metadata": {
-                name: row.get(name)
-                for name in ("id", "recipe", "origin", "interaction_ids", "feedback_ids")
-            },
+        metadata = {
+            name: row.get(name)
+            for name in ("id", "recipe", "origin", "interaction_ids", "feedback_ids")
         }
-        yield json.dumps(rendered, ensure_ascii=False) + "\n"
+        yield json.dumps({**_rendered(row), "metadata": metadata}, ensure_ascii=False) + "\n"
+
+
+def _rendered(row: Json) -> Json:
+    """A row as a chat to imitate, or, of preferences, as a better and a worse answer."""
+    if row["recipe"] != "preferences":
+        return {"messages": [*row["messages"], *_said(row["answer"])]}
+    return {
+        "input": {"messages": row["messages"]},
+        "preferred_output": _said(row["answer"]),
+        "non_preferred_output": _said(row.get("rejected")),
+    }
+
+
+def _said(answer: str | None) -> list[Json]:
+    return [{"role": "assistant", "content": answer}] if answer else []

@@ -215,9 +215,11 @@ def test_training_rows_are_copied_where_asked_for(store: Store, tmp_path: Path) 
     made = tmp_path / "cycles" / "c1" / "dataset"
     made.mkdir(parents=True)
     (made / "train.jsonl").write_text('{"prompt": "p"}\n')
-    (made / "other.txt").write_text("x")
+    (made / "preferences.jsonl").write_text('{"prompt": "p"}\n' * 2)
+    (made / "other.jsonl").write_text("x")
     manifest = export.write(store, tmp_path / "out", cycles_dir=tmp_path / "cycles")
-    assert manifest["files"]["datasets/c1.train.jsonl"]["rows"] == 1
+    rows = {name: told["rows"] for name, told in manifest["files"].items() if "datasets" in name}
+    assert rows == {"datasets/c1.train.jsonl": 1, "datasets/c1.preferences.jsonl": 2}
     assert export.read(store, tmp_path / "out").imported.total() == 0
     with pytest.raises(ExportError, match="mix tenants"):
         export.write(store, tmp_path / "t", tenant="a", cycles_dir=tmp_path / "cycles")

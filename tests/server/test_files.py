@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,25 @@ def test_the_rows_of_a_cycle_are_a_fine_tuning_file(server: Running, tmp_path: P
     assert json.loads(client.content(listed[1].id).text) == {"dataset": {"train": 2}}
     job = server.openai.fine_tuning.jobs.retrieve(f"ftjob-{cycle.id}")
     assert [job.training_file, *job.result_files] == [file.id for file in listed]
+
+
+def test_preferences_are_a_file_of_better_and_worse_answers(
+    server: Running, tmp_path: Path
+) -> None:
+    (tmp_path / "c" / "dataset").mkdir(parents=True)
+    pair = replace(_row(1), recipe="preferences", rejected="worse")
+    alone = replace(_row(2), recipe="preferences", answer="", rejected="worse")
+    write_lines(tmp_path / "c" / "dataset" / "preferences.jsonl", [pair, alone])
+    cycle = _cycle(server, tmp_path / "c", report={})
+    [file] = server.openai.files.list(purpose="fine-tune")
+    assert file.id == f"file-{cycle.id}-preferences"
+    text = server.openai.files.content(file.id).text
+    one, other = map(json.loads, text.removesuffix("\n").split("\n"))
+    assert one["input"]["messages"] == pair.messages
+    assert one["preferred_output"] == [{"role": "assistant", "content": pair.answer}]
+    assert one["non_preferred_output"] == [{"role": "assistant", "content": "worse"}]
+    assert other["preferred_output"] == []
+    assert "messages" not in one
 
 
 def test_no_file_outside_a_cycle_can_be_named(server: Running, tmp_path: Path) -> None:
