@@ -107,7 +107,8 @@ def create_app(
     async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
         async with AsyncExitStack() as stack:
             state = await _open(settings, checker, keys, replicas, stack)
-            yield {"server": state, "counts": health.new_counts(), "door": Door(keys)}
+            door = Door(keys, settings.data_dir / "console")
+            yield {"server": state, "counts": health.new_counts(), "door": door}
 
     app = FastAPI(
         title="Journeyman",

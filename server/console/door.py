@@ -1,8 +1,10 @@
 """Who may come in: sign-in with an admin key, sessions, and whether a form was sent from here.
 
 A browser keeps no API key. A key is taken once and a session begins: 256 random bits in an HttpOnly
-cookie, known here by their SHA-256 only, good for `SESSION_S` as long as the key is good. Sessions
-live in this process; after a restart one signs in again.
+cookie, known here by their SHA-256 only, good for `SESSION_S` as long as the key is good. A session
+is a file in the data directory, with the SHA-256 of its key: it holds across restarts and for every
+server on that directory, and signing out ends it for all of them. A server on another machine asks
+for the key once more. Files, and no table of the record: they are in no backup and no export.
 
 Where no key is asked for, everybody on this machine is the local user, as in the API. A foreign
 page that is open in the same browser must not be: forms are taken from pages of this host alone
@@ -15,20 +17,27 @@ from __future__ import annotations
 import hashlib
 import hmac
 import ipaddress
+import json
+import os
 import secrets
+import tempfile
 import time
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from urllib.parse import urlsplit
 
 from starlette.requests import Request
 
 from server.auth import ADMIN, LOCAL, Identity, Keys
-from server.errors import Forbidden, Unauthorized
+from server.errors import Forbidden, RecordUnavailable, Unauthorized
 
 COOKIE = "journeyman_console"
 SESSION_S = 12 * 3600
 MAX_SESSIONS = 1000
 """The oldest one ends when there are more."""
+SECRET = "secret"
+"""The file beside the sessions that makes the forms of those who have none."""
 
 
 class SignInNeeded(Exception):
@@ -44,19 +53,17 @@ class Visitor:
     signed_in: bool
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Session:
-    key_digest: bytes
-    ends_at: float
-
-
 class Door:
-    """The sessions of one process."""
+    """The sessions of an installation.
 
-    def __init__(self, keys: Keys) -> None:
+    Args:
+        keys: who may sign in.
+        directory: where sessions are kept; made when the first begins, for this account alone.
+    """
+
+    def __init__(self, keys: Keys, directory: Path) -> None:
         self._keys = keys
-        self._secret = secrets.token_bytes(32)
-        self._sessions: dict[bytes, _Session] = {}
+        self._sessions = _Sessions(directory)
 
     def visitor(self, request: Request) -> Visitor:
         """Return who asks for a page.
@@ -68,16 +75,15 @@ class Door:
         if not self._keys.asked:
             require_local_name(request)
             return Visitor(identity=LOCAL, token=self._token(b"local"), signed_in=False)
-        digest = _digest(request.cookies.get(COOKIE, ""))
-        session = self._sessions.get(digest)
-        if session is None or session.ends_at < time.monotonic():
-            self._sessions.pop(digest, None)
+        cookie = request.cookies.get(COOKIE, "")
+        key_digest = self._sessions.key_of(cookie)
+        if key_digest is None:
             raise SignInNeeded
-        identity = self._keys.holder(session.key_digest)
+        identity = self._keys.holder(key_digest)
         if identity is None or not identity.may(ADMIN):
-            del self._sessions[digest]
+            self._sessions.end(cookie)
             raise SignInNeeded
-        return Visitor(identity=identity, token=self._token(digest), signed_in=True)
+        return Visitor(identity=identity, token=_form_token(cookie), signed_in=True)
 
     def stranger(self) -> Visitor:
         """Who looks at the sign-in page."""
@@ -89,23 +95,21 @@ class Door:
         Raises:
             Unauthorized: the key is not known.
             Forbidden: it is no admin's.
+            RecordUnavailable: the session cannot be kept.
         """
-        digest = hashlib.sha256(key.strip().encode("utf-8", "surrogateescape")).digest()
+        digest = hashlib.sha256(_bytes(key.strip())).digest()
         identity = self._keys.holder(digest)
         if identity is None:
             raise Unauthorized("this API key is not known")
         identity.require(ADMIN)
-        now = time.monotonic()
-        self._sessions = {k: s for k, s in self._sessions.items() if s.ends_at > now}
-        while len(self._sessions) >= MAX_SESSIONS:
-            del self._sessions[next(iter(self._sessions))]
-        cookie = secrets.token_urlsafe(32)
-        self._sessions[_digest(cookie)] = _Session(key_digest=digest, ends_at=now + SESSION_S)
-        return cookie
+        try:
+            return self._sessions.begin(digest)
+        except OSError as error:
+            raise RecordUnavailable(f"the session cannot be kept: {error}") from error
 
     def sign_out(self, request: Request) -> None:
         """End a session; nothing happens where there is none."""
-        self._sessions.pop(_digest(request.cookies.get(COOKIE, "")), None)
+        self._sessions.end(request.cookies.get(COOKIE, ""))
 
     def require_own_form(self, request: Request, visitor: Visitor, token: str) -> None:
         """Refuse a form that was not sent from one of our pages.
@@ -117,8 +121,94 @@ class Door:
         if not hmac.compare_digest(token.encode(), visitor.token.encode()):
             raise Forbidden("the form is out of date: load its page again", code="stale_form")
 
-    def _token(self, session: bytes) -> str:
-        return hmac.new(self._secret, session, hashlib.sha256).hexdigest()
+    def _token(self, who: bytes) -> str:
+        """What stands in the forms of those who have no session."""
+        return hmac.new(self._sessions.secret(), who, hashlib.sha256).hexdigest()
+
+
+class _Sessions:
+    """A file for each session: named by the SHA-256 of its cookie, with that of its key."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._secret = b""
+
+    def secret(self) -> bytes:
+        """What only the servers on this directory know; made when it is first asked for.
+
+        Raises:
+            RecordUnavailable: it cannot be kept.
+        """
+        file = self._directory / SECRET
+        try:
+            if not self._secret and not file.exists():
+                self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+                draft = self._draft(secrets.token_hex(32))
+                with suppress(FileExistsError):  # another server was faster
+                    os.link(draft, file)
+                draft.unlink()
+            self._secret = self._secret or file.read_bytes()
+        except OSError as error:
+            raise RecordUnavailable(f"the console's secret cannot be kept: {error}") from error
+        return self._secret
+
+    def begin(self, key_digest: bytes) -> str:
+        """Keep a new session and return its cookie.
+
+        Raises:
+            OSError: it cannot be kept.
+        """
+        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._sweep()
+        cookie = secrets.token_urlsafe(32)
+        kept = {"key": key_digest.hex(), "ends_at": time.time() + SESSION_S}
+        self._draft(json.dumps(kept)).replace(self._file(cookie))
+        return cookie
+
+    def _draft(self, text: str) -> Path:
+        handle, name = tempfile.mkstemp(dir=self._directory, prefix=".")
+        with os.fdopen(handle, "w") as file:
+            file.write(text)
+        return Path(name)
+
+    def key_of(self, cookie: str) -> bytes | None:
+        """Return the digest of the key that a session began with; None where there is none."""
+        try:
+            kept = json.loads(self._file(cookie).read_text())
+            key, ends_at = bytes.fromhex(kept["key"]), float(kept["ends_at"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        if ends_at < time.time():
+            self.end(cookie)
+            return None
+        return key
+
+    def end(self, cookie: str) -> None:
+        """Forget a session."""
+        with suppress(OSError):
+            self._file(cookie).unlink()
+
+    def _sweep(self) -> None:
+        """Forget what has ended, and the oldest where there are too many."""
+        aged = []
+        for file in self._directory.iterdir():
+            if file.name == SECRET:
+                continue
+            with suppress(OSError):
+                aged.append((file.stat().st_mtime, file))
+        aged.sort(reverse=True)
+        for place, (began_at, file) in enumerate(aged, 1):
+            if place >= MAX_SESSIONS or began_at + SESSION_S < time.time():
+                with suppress(OSError):
+                    file.unlink()
+
+    def _file(self, cookie: str) -> Path:
+        return self._directory / hashlib.sha256(_bytes(cookie)).hexdigest()
+
+
+def _form_token(cookie: str) -> str:
+    """What stands in the forms of a session's pages: only who has its cookie can make it."""
+    return hmac.new(_bytes(cookie), b"form", hashlib.sha256).hexdigest()
 
 
 def require_local_name(request: Request) -> None:
@@ -163,5 +253,5 @@ def _is_local(host: str) -> bool:
         return False
 
 
-def _digest(cookie: str) -> bytes:
-    return hashlib.sha256(cookie.encode("utf-8", "surrogateescape")).digest()
+def _bytes(text: str) -> bytes:
+    return text.encode("utf-8", "surrogateescape")

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import os
 import re
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -31,7 +34,7 @@ from ops.records import (
 from ops.registry import Registry
 from ops.settings import KeySettings
 from ops.store import Recording, Store
-from server.console import charts
+from server.console import charts, door
 from server.console.charts import Measured, Node
 from server.console.door import COOKIE
 from server.console.examinations import examination, fate
@@ -368,6 +371,59 @@ def test_a_session_ends_by_signing_out_and_with_its_key(guarded: Running) -> Non
     guarded.store.revoke_key("deputy")
     guarded.until(lambda: http.get("/console").status_code == 303)
     assert _sign_in(http, made.secret).status_code == 401
+
+
+def test_a_session_holds_across_restarts_and_for_every_server_on_the_directory(
+    guarded: Running, pool: SharedPool
+) -> None:
+    http, directory = guarded.http, guarded.settings.data_dir / "console"
+    form = TOKEN.search(http.get("/console/sign-in").text)
+    assert directory.stat().st_mode & 0o077 == 0
+    assert _sign_in(http, ADMIN).status_code == 303
+    assert all(file.stat().st_mode & 0o077 == 0 for file in directory.iterdir())
+    cookie = http.cookies[COOKIE]
+    assert not any(cookie in file.read_text() for file in directory.iterdir())
+    with serving(
+        guarded.engine,
+        guarded.settings.data_dir,
+        checker=pool,
+        keys=guarded.settings.server.keys,
+    ) as other:
+        assert form is not None  # a form of the one is taken by the other
+        given = {"token": form[1], "key": ADMIN}
+        assert other.http.post("/console/sign-in", data=given).status_code == 303
+        other.http.cookies.clear()
+        other.http.cookies.set(COOKIE, cookie, path="/console")
+        assert "boss" in _page(other.http, "")
+        assert _post(other.http, "/sign-out", {}).status_code == 303
+    assert http.get("/console").status_code == 303
+
+
+def test_a_session_ends_with_time_and_broken_ones_are_none(tmp_path: Path) -> None:
+    sessions = door._Sessions(tmp_path / "console")
+    kept = sessions.begin(b"key")
+    assert sessions.key_of(kept) == b"key"
+    assert sessions.key_of("") is None
+    assert sessions.key_of("../" * 3 + "etc/passwd") is None
+    [file] = (tmp_path / "console").iterdir()
+    for broken in ("", "[]", '{"key": "xx", "ends_at": 1e18}', '{"key": "00"}', "\x00"):
+        file.write_text(broken)
+        assert sessions.key_of(kept) is None
+    file.write_text(json.dumps({"key": "00", "ends_at": time.time() - 1}))
+    assert sessions.key_of(kept) is None
+    assert not file.exists()
+
+
+def test_the_oldest_session_makes_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(door, "MAX_SESSIONS", 3)
+    sessions = door._Sessions(tmp_path)
+    assert sessions.secret() == door._Sessions(tmp_path).secret()
+    kept = []
+    for number in range(5):
+        kept.append(sessions.begin(b"key"))
+        at = time.time() - 100 + number
+        os.utime(sessions._file(kept[-1]), (at, at))
+    assert [sessions.key_of(cookie) is not None for cookie in kept] == [False] * 2 + [True] * 3
 
 
 @pytest.mark.parametrize(
