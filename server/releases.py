@@ -175,6 +175,7 @@ def _all(state: State) -> Json:
         "data": [_out(state, adapter) for adapter in state.store.adapters()],
         "aliases": {alias.value: version for alias, version in aliases.items()},
         "serving": serving.public if serving is not None else None,
+        "engines": state.adapters.engines(),
         "trial": _trial(state),
     }
 

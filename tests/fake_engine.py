@@ -74,6 +74,7 @@ class FakeEngine:
 
     def __init__(self) -> None:
         self.script: Script = lambda body, index: PROGRAM
+        self.base = BASE
         self.token_delay_s = 0.0
         self.health = True
         self.apply_adapters = True
@@ -83,7 +84,7 @@ class FakeEngine:
         self.fail: dict[str, tuple[int, Json]] = {}
         """Path -> status and body to answer with instead."""
         self.break_stream_after: int | None = None
-        """Chunks after which a stream's connection is dropped."""
+        """Chunks after which a stream's connection is dropped; -1: before anything is sent."""
         self.error_event_after: int | None = None
         """Chunks after which a stream carries vLLM's error event."""
         self.adapters: dict[str, str] = {}
@@ -133,6 +134,10 @@ class FakeEngine:
         self.stop()
         self.start()
 
+    def weights_of(self, model: str) -> bytes:
+        """The bytes of the adapter that is loaded under a name; of the base none."""
+        return self._weights.get(model, b"")
+
     def bodies(self, path: str = "/v1/chat/completions") -> list[Json]:
         """The bodies that came to a path, oldest first."""
         return [body for where, body, _ in self.requests if where == path]
@@ -167,8 +172,8 @@ class FakeEngine:
         return PlainTextResponse(f"vllm:lora_requests_info{{{labels}}} 1.7e+09\n")
 
     async def _models(self, request: Request) -> Response:
-        entries = [_card(BASE, "/models/fake-base", None, MAX_MODEL_LEN)]
-        entries += [_card(name, path, BASE, None) for name, path in self.adapters.items()]
+        entries = [_card(self.base, f"/models/{self.base}", None, MAX_MODEL_LEN)]
+        entries += [_card(name, path, self.base, None) for name, path in self.adapters.items()]
         return JSONResponse({"object": "list", "data": entries})
 
     async def _load(self, request: Request) -> Response:
@@ -291,7 +296,7 @@ class FakeEngine:
         if path in self.fail:
             return _failed(self.fail[path])
         model = body.get("model")
-        if model != BASE and model not in self.adapters:
+        if model != self.base and model not in self.adapters:
             message = f"The model `{model}` does not exist."
             return _error(404, message, "NotFoundError", "model")
         temperature = body.get("temperature")
@@ -464,6 +469,8 @@ class FakeEngine:
 
         self.running += 1
         try:
+            if self.break_stream_after == -1:
+                raise ConnectionResetError("scripted")
             if chat:
                 for index in range(len(texts)):
                     delta = {"role": "assistant", "content": ""}
