@@ -151,6 +151,8 @@ def find_personal(
         yield from _mails(text)
     if PersonalKind.IP_ADDRESS in kinds and ":" in text:
         yield from _ip6(text)
+    if not _DIGIT.search(text):
+        return
     drawn = outline(text)
     if PersonalKind.NATIONAL_NUMBER in kinds and "00A00A000A" in drawn:
         yield from _fiscal_codes(text)
@@ -161,6 +163,7 @@ def find_personal(
 
 
 _OUTLINE = str.maketrans("0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ", "0" * 10 + "A" * 26)
+_DIGIT = re.compile(r"\d")
 _FOREIGN_DIGIT = re.compile(r"[^\x00-\x7f\D]")
 
 

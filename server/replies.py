@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
-from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
@@ -21,6 +21,8 @@ from server.errors import ServerError
 
 STUCK_S = 60.0
 """A client that reads nothing for this long is taken to be gone."""
+LOOK_S = 10.0
+"""How often it is looked whether it has."""
 
 
 class Exchange:
@@ -30,6 +32,13 @@ class Exchange:
         self._send = send
         self.started = False
         self._typed = False
+        self._writing_since: float | None = None
+
+    @property
+    def stuck(self) -> bool:
+        """Whether the client has read nothing of a stream for `STUCK_S`."""
+        since = self._writing_since
+        return since is not None and time.monotonic() - since > STUCK_S
 
     async def json(
         self, body: Any, *, status: int = 200, headers: Mapping[str, str] | None = None
@@ -59,16 +68,11 @@ class Exchange:
         )
 
     async def write(self, data: bytes) -> None:
-        """Send bytes of a stream; waits while the client reads slowly.
-
-        Raises:
-            ClientDisconnect: the client has read nothing for `STUCK_S`.
-        """
-        try:
-            async with asyncio.timeout(STUCK_S):
-                await self._send({"type": "http.response.body", "body": data, "more_body": True})
-        except TimeoutError as error:
-            raise ClientDisconnect from error
+        """Send bytes of a stream; waits while the client reads slowly."""
+        # A clock is read, no timer set: this is done for every token.
+        self._writing_since = time.monotonic()
+        await self._send({"type": "http.response.body", "body": data, "more_body": True})
+        self._writing_since = None
 
     async def fail(self, error: ServerError) -> None:
         """End a stream that has begun with an error; no end marker of the stream follows."""
@@ -107,10 +111,14 @@ class Reply(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer (ASGI)."""
-        work = asyncio.create_task(self._work(Exchange(send)), name="reply")
+        exchange = Exchange(send)
+        work = asyncio.create_task(self._work(exchange), name="reply")
         gone = asyncio.create_task(_until_gone(receive), name="client")
         try:
-            await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
+            while not (gone.done() or work.done() or exchange.stuck):
+                await asyncio.wait(
+                    {work, gone}, timeout=LOOK_S, return_when=asyncio.FIRST_COMPLETED
+                )
             if not work.done():
                 scope.setdefault("state", {})["client_gone"] = True
                 work.cancel()
@@ -129,8 +137,6 @@ class Reply(Response):
                 await exchange.error(error, self._error_headers)
             else:
                 await exchange.fail(error)
-        except ClientDisconnect:
-            return
 
 
 async def _until_gone(receive: Receive) -> None:

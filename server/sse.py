@@ -42,7 +42,7 @@ def payload(event: bytes) -> Json | None:
     if not event.startswith(b"data: {"):
         return None
     try:
-        value = json.loads(event[6:])
+        value = json.loads(event[6:].decode())  # of bytes, it would first find out which encoding
     except ValueError as error:
         raise EngineUnavailable("the engine's stream holds an event that is not JSON") from error
     return value if isinstance(value, dict) else None
