@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy.engine import Connection
 
 from ops.records import FeedbackSource, Metric, Source
 from ops.tables.base import Database
@@ -26,7 +29,7 @@ class Usage(Database):
     """Counts; no text is read."""
 
     def count(self) -> dict[str, int]:
-        """Return how many interactions, feedback rows, cycles and adapters there are."""
+        """Return how many rows there are of what people ask about, by table."""
         with self._read() as connection:
             return {
                 table.name: connection.execute(
@@ -40,28 +43,15 @@ class Usage(Database):
 
         Stretches begin at multiples of `bucket_s` since 1970; empty ones are left out.
         """
-        start = _bucket(interactions.c.created_at, bucket_s)
-        judged = interactions.c.verified.is_not(None)
-        query = (
-            sa.select(
-                start,
-                sa.func.count(),
-                sa.func.sum(sa.case((judged, 1), else_=0)),
-                sa.func.sum(sa.case((interactions.c.verified.is_(True), 1), else_=0)),
-            )
-            .where(interactions.c.created_at >= since, interactions.c.source == Source.SERVED)
-            .group_by(start)
-            .order_by(start)
-        )
+        at, verified = interactions.c.created_at, interactions.c.verified
+        passed = sa.func.count().filter(verified.is_(True))
+        counts: list[sa.ColumnElement[int]] = [sa.func.count(), sa.func.count(verified), passed]
+        query = sa.select(*counts).where(interactions.c.source == Source.SERVED)
         with self._read() as connection:
             return [
-                Activity(
-                    start=datetime.fromtimestamp(row[0] * bucket_s, UTC),
-                    requests=row[1],
-                    judged=row[2],
-                    verified=row[3],
-                )
-                for row in connection.execute(query)
+                Activity(start=start, requests=row[0], judged=row[1], verified=row[2])
+                for start, row in _stretches(connection, query, at, since, bucket_s)
+                if row[0]
             ]
 
     def growth(self, *, since: datetime, bucket_s: int) -> dict[str, list[tuple[datetime, int]]]:
@@ -70,14 +60,12 @@ class Usage(Database):
         with self._read() as connection:
             for table in (interactions, feedback):
                 at = table.c.created_at
-                older = sa.select(sa.func.count()).select_from(table).where(at < since)
-                total = connection.execute(older).scalar_one()
-                start = _bucket(at, bucket_s)
-                query = sa.select(start, sa.func.count()).where(at >= since)
+                query: sa.Select[Any] = sa.select(sa.func.count()).select_from(table)
+                total = connection.execute(query.where(at < since)).scalar_one()
                 grown[table.name] = points = [(since, total)]
-                for row in connection.execute(query.group_by(start).order_by(start)):
-                    total += row[1]
-                    points.append((datetime.fromtimestamp((row[0] + 1) * bucket_s, UTC), total))
+                for start, row in _stretches(connection, query, at, since, bucket_s):
+                    total += row[0]
+                    points.append((start + timedelta(seconds=bucket_s), total))
         return grown
 
     def durations(self, *, since: datetime, limit: int = 2000) -> list[float]:
@@ -93,18 +81,20 @@ class Usage(Database):
 
     def verified_by_version(self, *, since: datetime) -> dict[int, tuple[int, int]]:
         """Return, by adapter version, how many served answers were judged and how many passed."""
+        # A sum, or SQLite would go through the index of versions and read every row of the table.
+        version = interactions.c.adapter_version + 0
         query = (
             sa.select(
-                interactions.c.adapter_version,
+                version,
                 sa.func.count(),
-                sa.func.sum(sa.case((interactions.c.verified.is_(True), 1), else_=0)),
+                sa.func.count().filter(interactions.c.verified.is_(True)),
             )
             .where(
                 interactions.c.created_at >= since,
                 interactions.c.source == Source.SERVED,
                 interactions.c.verified.is_not(None),
             )
-            .group_by(interactions.c.adapter_version)
+            .group_by(version)
         )
         with self._read() as connection:
             return {row[0]: (row[1], row[2]) for row in connection.execute(query)}
@@ -126,10 +116,10 @@ class Usage(Database):
                 sa.or_(interactions.c.id.is_(None), interactions.c.source == Source.SERVED),
             )
         )
-        failed = sa.select(sa.func.count()).where(
-            interactions.c.created_at > after,
-            interactions.c.source == Source.SERVED,
-            interactions.c.verified.is_(False),
+        # Filtered, not asked for: the index of verdicts leads to rows, that of usage needs none.
+        failures = sa.func.count().filter(interactions.c.verified.is_(False))
+        failed = sa.select(failures).where(
+            interactions.c.created_at > after, interactions.c.source == Source.SERVED
         )
         accepted = said.where(
             feedback.c.metric == Metric.ACCEPTED, sa.cast(feedback.c.value, sa.Text) == "true"
@@ -139,7 +129,23 @@ class Usage(Database):
             return {name: connection.execute(q).scalar_one() for name, q in queries.items()}
 
 
-def _bucket(at: sa.Column[datetime], bucket_s: int) -> sa.ColumnElement[int]:
-    """In which stretch since 1970 a time lies."""
-    seconds = sa.cast(sa.extract("epoch", at), sa.BigInteger)
-    return seconds // sa.literal_column(str(int(bucket_s)))
+def _stretches(
+    connection: Connection,
+    query: sa.Select[Any],
+    at: sa.Column[datetime],
+    since: datetime,
+    bucket_s: int,
+) -> Iterator[tuple[datetime, sa.Row[Any]]]:
+    """Yield, for each stretch with rows since a moment, its start and what a query of counts says.
+
+    One query a stretch: each walks a piece of an index, where grouping by a computed time would
+    compute it for every row, and sort.
+    """
+    first = sa.select(sa.func.min(at))
+    found: datetime | None = connection.execute(first.where(at >= since)).scalar()
+    while found is not None:
+        start = datetime.fromtimestamp(found.timestamp() // bucket_s * bucket_s, UTC)
+        end = start + timedelta(seconds=bucket_s)
+        within = query.where(at >= max(start, since), at < end)
+        yield start, connection.execute(within).one()
+        found = connection.execute(first.where(at >= end)).scalar()

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -421,6 +422,35 @@ def test_activity_is_counted_by_stretches_of_time(store: Store) -> None:
     assert store.activity(since=noon + timedelta(days=1), bucket_s=3600) == []
     assert store.durations(since=noon, limit=2) == [7200.0, 60.0]
     assert store.verified_by_version(since=noon) == {0: (3, 2)}
+
+
+@pytest.mark.parametrize("counted", ["activity", "growth", "verified_by_version", "count_new"])
+def test_counts_of_interactions_are_read_from_an_index(tmp_path: Path, counted: str) -> None:
+    """Or each count would read every row of the table: seconds, where there are a million."""
+    store = Store.open(f"sqlite:///{tmp_path / 'journeyman.db'}")
+    _recorded(store)
+    plans: list[str] = []
+
+    def explain(
+        connection: object, cursor: Any, statement: str, parameters: Any, *_: object
+    ) -> None:
+        if statement.startswith("SELECT") and "FROM interactions" in statement:
+            asked = cursor.connection.cursor()  # its own: the cursor is about to be used
+            plans.extend(r[3] for r in asked.execute(f"EXPLAIN QUERY PLAN {statement}", parameters))
+
+    sa.event.listen(store._engine, "before_cursor_execute", explain)
+    since = now() - timedelta(days=1)
+    ask: dict[str, Callable[[], object]] = {
+        "activity": lambda: store.activity(since=since, bucket_s=3600),
+        "growth": lambda: store.growth(since=since, bucket_s=3600),
+        "verified_by_version": lambda: store.verified_by_version(since=since),
+        "count_new": lambda: store.count_new(since),
+    }
+    ask[counted]()
+    store.close()
+    reads = [plan for plan in plans if "interactions" in plan]
+    assert reads
+    assert [plan for plan in reads if "COVERING INDEX" not in plan] == []
 
 
 def test_growth_starts_with_what_was_there_before(store: Store) -> None:
