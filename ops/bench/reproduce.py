@@ -18,7 +18,8 @@ The parts:
     specs      GIFT4Code's main table in shape (arXiv 2402.08073): no specification, TypeDesc, I/O
                Examples, I/O Summary, each for the base model and one tuned on other tables
                (`tables/*.csv`); by the likelihood of programs that meet the specification on
-               held-out tables. What is executable or right among samples is not measured.
+               held-out tables, and by what is executable and right among programs sampled for
+               them (`--samples` each, at most `--asked` tasks; 0: none).
 
 Each finished unit of work is a line of `PART.jsonl` in the work directory, so a run that was
 killed, or was given only so many `--minutes`, goes on where it was. `report` makes tables with
@@ -56,6 +57,7 @@ from improver import contexts, corpus, importer, score
 from improver.attempts import Attempted, attempt, together
 from improver.benchmarks.base import Task, read_jsonl
 from improver.benchmarks.mbpp import TaskFile
+from improver.contexts import Context
 from improver.corpus import Snippet
 from improver.dataset import split
 from improver.firewall import Firewall
@@ -67,7 +69,7 @@ from improver.recipes.gift4code import Options as GiftOptions
 from improver.recipes.ilf import Control
 from improver.recipes.inverse_instruct import InverseInstruct, Order, Selection, arrange
 from improver.recipes.inverse_instruct import Options as InverseOptions
-from improver.trace import Runner
+from improver.trace import Rejected, Runner, settle, trace
 from improver.trainer import run_training
 from improver.types import Case, Phase, Row, TrainJob, to_json
 from improver.workspace import Journal
@@ -76,9 +78,11 @@ from ops.models import Model
 from ops.processes import Child, Patience, State
 from ops.records import Json, Metric
 from ops.settings import EngineSettings, Settings
+from sandbox.check import matches
+from sandbox.extract import extract_program
 from sandbox.pool import Pool
 from sandbox.spec import Spec, parse_spec
-from sandbox.types import Limits
+from sandbox.types import Limits, Verdict
 
 RESAMPLES = 10_000
 SEED = 7
@@ -89,6 +93,7 @@ FEEDBACK_ARMS = {
 }
 TUNING_ARMS = ("resample", "ilf", "human", "gold")
 TRAIN_SPLIT = "Train"
+RIGHT = "right"
 Numbers = np.ndarray[Any, Any]
 
 
@@ -103,6 +108,8 @@ class Work:
     until: float
     """When to stop, by `time.monotonic`; what is done is kept."""
     samples: int = 4
+    asked: int | None = None
+    """Only so many of the held-out tasks, in a seeded order."""
     seeds: int = 1
     learning_rate: float = 1e-4
     epochs: int = 2
@@ -285,6 +292,7 @@ async def _tuning(work: Work) -> None:
     cases = feedback_cases(annotated, TRAIN_SPLIT)[: work.limit]
     tasks = TaskFile(work.data / "eval" / "mbpp_eval.jsonl").tasks()
     firewall = Firewall(task.exam() for task in tasks)
+    tasks = sorted(tasks, key=lambda task: case_seed(SEED, task.id))[: work.asked]
     cases = [case for case in cases if _clean(case, firewall)]
     say(f"{len(cases)} tasks to learn from, {len(tasks)} to be asked")
     gold = {
@@ -447,10 +455,15 @@ async def _trained(
         told = ("rows", "steps", "loss_first", "loss_last", "tokens_per_s")
         journal.add(key, {"arm": arm, "seed": seed} | {one: report[one] for one in told})
     say(f"trained {name}: {len(rows)} rows, {report['train_s']} s")
+    await load(url, name, directory)
+    return name
+
+
+async def load(url: str, name: str, directory: Path) -> None:
+    """Have an engine load what was trained in a directory."""
     body = {"lora_name": name, "lora_path": str(directory / "adapter")}
     async with httpx.AsyncClient(timeout=120) as client:
         (await client.post(f"{url}/v1/load_lora_adapter", json=body)).raise_for_status()
-    return name
 
 
 async def fit(
@@ -633,6 +646,96 @@ def specs(work: Work) -> None:
     asyncio.run(fit(work, model, directory, told, [], SEED))
     for arm, adapter in (("base", None), ("tuned", directory / "adapter")):
         score_specs(work, held_out, arm, Scorer(model.directory, adapter))
+    chosen = sorted(held_out, key=lambda row: row.id)[: work.asked]
+    if chosen:
+        asyncio.run(sample_specs(work, model, directory, chosen, found))
+
+
+async def sample_specs(
+    work: Work, model: Model, directory: Path, rows: Sequence[Row], found: Sequence[Context]
+) -> None:
+    """Have the base and the tuned model write programs for held-out tables, and run them."""
+    of = {context.id: context for context in found}
+    with engine(model, work) as url, work.journal("specs-sampled") as journal:
+        await load(url, "tuned", directory)
+        async with _asked(url, Limits(wall_s=10.0, cpu_s=8)) as (policy, pool):
+            for row in units(rows, work):
+                context = of[str(row.provenance["context_id"])]
+                await sample_row(work, row, context, model.name, policy, pool, journal)
+
+
+async def sample_row(
+    work: Work,
+    row: Row,
+    context: Context,
+    base: str,
+    policy: Policy,
+    pool: Runner,
+    journal: Journal,
+) -> None:
+    """Sample for one held-out program's task, with its specification and without, in both arms."""
+    output = str(row.provenance["output"])
+    wanted = await outputs(pool, row.program, context, output)
+    if wanted is None:
+        say(f"{row.id}: its own program cannot be run again")
+        return
+
+    async def one(arm: str, served: str, shown: str, asked: Sequence[Json]) -> None:
+        key = f"{work.model}|{arm}|{work.learning_rate:g}|{shown}|{work.samples}|{row.id}"
+        if key in journal.done:
+            return
+        samples = await policy.sample(
+            asked,
+            n=work.samples,
+            temperature=0.8,
+            max_tokens=256,
+            seed=case_seed(SEED, row.id),
+            model=served,
+            stop=[ilf.END_OF_PROGRAM],
+        )
+        verdicts = [await verdict(pool, sample.text, context, wanted) for sample in samples]
+        told: Json = {"model": work.model, "arm": arm, "row": row.id, "shown": shown}
+        told |= {"kind": row.provenance["spec_kind"], "verdicts": verdicts}
+        journal.add(key, told)
+
+    await together(
+        one(arm, served, shown, asked)
+        for arm, served in (("base", base), ("tuned", "tuned"))
+        for shown, asked in (("with", row.messages), ("without", without_spec(row.messages)))
+    )
+
+
+async def verdict(pool: Runner, text: str, context: Context, wanted: Sequence[Any]) -> str:
+    """RIGHT where an answer makes what the reference makes, on the table and on another like it.
+
+    By whatever name: a specification tells the name of the output, and must not win by that alone.
+    """
+    program = extract_program(_own_words(text))
+    program = None if program is None else settle(program, context)
+    if program is None:
+        return "no program"
+    traced = await trace(pool, program, context, seed=SEED)
+    if isinstance(traced, Rejected):
+        return traced.reason
+    made = await outputs(pool, program, context, traced.output)
+    if made is None:
+        return "fails on other input"
+    same = all(matches(one, other) for one, other in zip(made, wanted, strict=True))
+    return RIGHT if same else "another output"
+
+
+async def outputs(
+    pool: Runner, program: str, context: Context, name: str
+) -> tuple[Any, ...] | None:
+    """What a program makes of its tables, and of resampled ones; None where it fails."""
+    made = []
+    for tables in (context.tables, context.perturbed(SEED)[1]):
+        ran = await pool.run(program, variables=tables, outputs=[name])
+        value = (ran.outputs or {}).get(name)
+        if ran.verdict is not Verdict.OK or value is None:
+            return None
+        made.append(value)
+    return tuple(made)
 
 
 def by_table(rows: Sequence[Row]) -> tuple[list[Row], list[Row]]:
@@ -685,6 +788,7 @@ def main() -> int:
     parser.add_argument("--work", type=Path, required=True, help="finished units, kept")
     parser.add_argument("--model", default="starter")
     parser.add_argument("--limit", type=int, help="only so many tasks")
+    parser.add_argument("--asked", type=int, help="only so many held-out tasks (tuning, specs)")
     parser.add_argument("--minutes", type=float, default=1e6, help="stop after so long")
     parser.add_argument("--samples", type=int, default=4)
     parser.add_argument("--seeds", type=int, default=1)
@@ -704,6 +808,7 @@ def main() -> int:
         limit=given.limit,
         until=time.monotonic() + 60 * given.minutes,
         samples=given.samples,
+        asked=given.asked,
         seeds=given.seeds,
         learning_rate=given.learning_rate,
         epochs=given.epochs,

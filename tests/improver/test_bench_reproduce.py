@@ -18,8 +18,10 @@ from improver.policy import Policy
 from improver.recipes.ilf import Control
 from improver.workspace import Journal
 from ops.models import Model
+from sandbox.pool import Pool
 from tests.improver.conftest import ExecJudge, StubServer
 from tests.improver.scripted import firewall
+from tests.improver.test_gift4code import TABLES
 from tests.improver.test_screen import row
 
 BENCH = Path(__file__).parents[2] / "ops" / "bench"
@@ -253,6 +255,54 @@ def test_programs_are_scored_with_their_specification_and_without(
     assert "+0.000 (+0.000 to +0.000)" in text
 
 
+WROTE = {
+    # By another name, and counted another way.
+    "right": "n = df['points'].groupby(df['team']).sum()",
+    "wrong": "per_team = df.groupby('team')['points'].max()",
+    "echo": "per_team = pd.Series({'blue': 12, 'green': 3, 'red': 16})",
+    "broken": "per_team = df.nosuch.sum()",
+}
+
+
+@pytest.mark.isolation
+async def test_what_is_sampled_for_held_out_tables_is_run(
+    bench: ModuleType, pages: ModuleType, server: StubServer, tmp_path: Path
+) -> None:
+    made = gift_row(1, 0, "types")
+    held = replace(
+        made,
+        program="per_team = df.groupby('team')['points'].sum()\n",
+        messages=[{"role": "user", "content": "Sum.\n\nSpecification:\nOutput: per_team"}],
+        provenance=made.provenance | {"output": "per_team"},
+    )
+
+    def answer(body: dict[str, Any], index: int) -> str:
+        shown = "Specification" in body["messages"][-1]["content"]
+        first = "right" if body["model"] == "tuned" and shown else "wrong"
+        # Cut at the end of its program, as a stop leaves it.
+        return "```python\n" + WROTE[(first, "echo", "broken")[index]]
+
+    server.script = answer
+    work = bench.Work(
+        data=tmp_path, directory=tmp_path, model="starter", limit=None, until=1e12, samples=3
+    )
+    async with Pool(workers=2, recheck_s=0) as pool, Policy(server.url) as policy:
+        with work.journal("specs-sampled") as journal:
+            for _ in range(2):
+                await bench.sample_row(work, held, TABLES, "base", policy, pool, journal)
+    assert len(server.bodies) == 4
+    told = list(pages.done(tmp_path / "specs-sampled.jsonl").values())
+    verdicts = {(one["arm"], one["shown"]): one["verdicts"] for one in told}
+    no_good = ["output ignores the input", "does not execute"]
+    assert verdicts["tuned", "with"] == ["right", *no_good]
+    assert verdicts["tuned", "without"] == ["another output", *no_good]
+    text = "\n".join(pages.sampled_section(told))
+    name = "Qwen2.5-Coder-0.5B-Instruct"
+    cells = "| 1, 3 each | 66.7% | 66.7% | 0.0% | 33.3% | +33.3% (+33.3% to +33.3%) |"
+    assert f"| {name} | types | yes {cells}" in text
+    assert f"| {name} | types | no | 1, 3 each | 66.7% | 66.7% | 0.0% | 0.0% |" in text
+
+
 def test_out_of_time_nothing_more_is_begun(bench: ModuleType, tmp_path: Path) -> None:
     work = bench.Work(data=tmp_path, directory=tmp_path, model="m", limit=None, until=0.0)
     assert list(bench.units([1, 2, 3], work)) == []
@@ -321,7 +371,7 @@ def test_the_page_holds_what_was_run_and_says_what_was_not(
 def test_without_units_there_is_no_figure(pages: ModuleType, tmp_path: Path) -> None:
     pages.write(tmp_path, tmp_path / "out")
     text = (tmp_path / "out" / "reproductions.md").read_text()
-    assert text.lower().count("not run.") == 6
+    assert text.lower().count("not run.") == 7
     assert ".png" not in text
 
 
