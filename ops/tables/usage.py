@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import TypeVarTuple
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
@@ -13,6 +13,8 @@ from sqlalchemy.engine import Connection
 from ops.records import FeedbackSource, Metric, Source
 from ops.tables.base import Database
 from ops.tables.schema import adapters, attempts, cycles, executions, feedback, interactions
+
+Counts = TypeVarTuple("Counts")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,9 +46,9 @@ class Usage(Database):
         Stretches begin at multiples of `bucket_s` since 1970; empty ones are left out.
         """
         at, verified = interactions.c.created_at, interactions.c.verified
-        passed = sa.func.count().filter(verified.is_(True))
-        counts: list[sa.ColumnElement[int]] = [sa.func.count(), sa.func.count(verified), passed]
-        query = sa.select(*counts).where(interactions.c.source == Source.SERVED)
+        query = sa.select(
+            sa.func.count(), sa.func.count(verified), sa.func.count().filter(verified.is_(True))
+        ).where(interactions.c.source == Source.SERVED)
         with self._read() as connection:
             return [
                 Activity(start=start, requests=row[0], judged=row[1], verified=row[2])
@@ -60,7 +62,7 @@ class Usage(Database):
         with self._read() as connection:
             for table in (interactions, feedback):
                 at = table.c.created_at
-                query: sa.Select[Any] = sa.select(sa.func.count()).select_from(table)
+                query = sa.select(sa.func.count()).select_from(table)
                 total = connection.execute(query.where(at < since)).scalar_one()
                 grown[table.name] = points = [(since, total)]
                 for start, row in _stretches(connection, query, at, since, bucket_s):
@@ -131,11 +133,11 @@ class Usage(Database):
 
 def _stretches(
     connection: Connection,
-    query: sa.Select[Any],
+    query: sa.Select[*Counts],
     at: sa.Column[datetime],
     since: datetime,
     bucket_s: int,
-) -> Iterator[tuple[datetime, sa.Row[Any]]]:
+) -> Iterator[tuple[datetime, sa.Row[*Counts]]]:
     """Yield, for each stretch with rows since a moment, its start and what a query of counts says.
 
     One query a stretch: each walks a piece of an index, where grouping by a computed time would
