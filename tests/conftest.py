@@ -1,4 +1,4 @@
-"""Fixtures shared by all tests: stores on both databases, and the real engine."""
+"""Fixtures shared by all tests: stores on both databases, and the real system."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from xdist.scheduler import LoadScopeScheduling
 from ops.registry import Registry
 from ops.store import Store
 from tests.databases import new_database
-from tests.real_engine import real_engine
+from tests.real_system import real_engine, starting_system, system
 
-__all__ = ["real_engine"]
+__all__ = ["real_engine", "starting_system", "system"]
 
 ROOT = Path(__file__).parents[1]
 
@@ -31,9 +31,15 @@ hypothesis.settings.load_profile("journeyman")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What takes longest begins first: the real engine, then files with slow tests."""
+    """What takes longest begins first: the real engine, then files with slow tests.
+
+    Of those with the engine, the story of the whole system comes last: its end stops the engine.
+    """
     slow = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: (not _needs_engine(item.path), item.path not in slow))
+    whole = {item.path for item in items if "system" in getattr(item, "fixturenames", ())}
+    items.sort(
+        key=lambda item: (not _needs_engine(item.path), item.path in whole, item.path not in slow)
+    )
 
 
 class _Files(LoadScopeScheduling):

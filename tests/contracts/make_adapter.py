@@ -1,4 +1,7 @@
-"""`python make_adapter.py MODEL OUT SEED`: a peft adapter with random weights, and its probe."""
+"""`python make_adapter.py MODEL OUT SEED…`: peft adapters with random weights, and their probes.
+
+`OUT/SEED` is made for each seed.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,8 @@ import sys
 from pathlib import Path
 
 import torch
-from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from ops import probe
@@ -20,8 +23,7 @@ TEXTS = (
 
 
 def main() -> None:
-    base, out, seed = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
-    torch.manual_seed(seed)
+    base, out = sys.argv[1], Path(sys.argv[2])
     tokenizer = AutoTokenizer.from_pretrained(base)
     plain = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     model = get_peft_model(
@@ -33,9 +35,16 @@ def main() -> None:
             task_type="CAUSAL_LM",
         ),
     )
+    for seed in sys.argv[3:]:
+        _make(model, tokenizer, out / seed, int(seed))
+
+
+def _make(model: PeftModel, tokenizer: PreTrainedTokenizerBase, directory: Path, seed: int) -> None:
+    torch.manual_seed(seed)
     for name, parameter in model.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(parameter, std=0.05)
+        if "lora_" in name:
+            std = 0.05 if "lora_B" in name else parameter.shape[1] ** -0.5
+            torch.nn.init.normal_(parameter, std=std)
 
     def logprobs(ids: list[int]) -> list[float]:
         with torch.no_grad():
@@ -50,9 +59,9 @@ def main() -> None:
         texts.append(
             probe.ProbeText(token_ids=ids, base_logprobs=of_base, adapter_logprobs=logprobs(ids))
         )
-    out.mkdir(parents=True)
-    model.save_pretrained(out)
-    probe.write(out, texts)
+    directory.mkdir(parents=True)
+    model.save_pretrained(directory)
+    probe.write(directory, texts)
 
 
 if __name__ == "__main__":

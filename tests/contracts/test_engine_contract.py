@@ -7,9 +7,7 @@ import itertools
 import json
 import logging
 import math
-import os
-import subprocess
-import sys
+import shutil
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -20,13 +18,14 @@ from typing import Any
 import httpx
 import pytest
 
-from ops import probe, services
+from ops import probe
 from ops.records import AdapterState
 from ops.registry import Registry
 from server.engine import Engine, LoadRefused
 from server.errors import EngineRefusal
 from server.proof import run_probe
 from tests.fake_engine import BASE, FakeEngine, write_adapter
+from tests.real_system import RealEngine
 from tests.server.conftest import SharedPool, pool, serving
 
 __all__ = ["pool"]
@@ -47,8 +46,8 @@ class Subject:
     url: str
     model: str
     adapter: Path
-    base: Path
-    """The directory of the base model; of the fake one, nothing is there."""
+    adapters: tuple[Path, ...]
+    """As many as the engine has slots, each with weights of its own."""
 
     def post(self, path: str, body: dict[str, Any], **headers: str) -> httpx.Response:
         given = {"model": self.model} | body
@@ -65,41 +64,18 @@ class Subject:
 def subject(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Subject]:
-    directory = tmp_path_factory.mktemp("adapter") / "adapter"
     if request.param == "fake":
-        directory.mkdir()
-        write_adapter(directory)
+        made = []
+        for number in range(1 + SLOTS):
+            made.append(tmp_path_factory.mktemp("adapter"))
+            write_adapter(made[-1], fill=bytes([10 + number]))
         fake = FakeEngine()
         fake.start()
-        yield Subject(fake.url, BASE, directory, Path())
+        yield Subject(fake.url, BASE, made[0], tuple(made[1:]))
         fake.stop()
         return
-    real = request.getfixturevalue("real_engine")
-    make_real_adapter(real.model.directory, directory, seed=1)
-    yield Subject(real.url, real.model.name, directory, real.model.directory)
-
-
-@pytest.fixture(scope="module")
-def adapters(subject: Subject, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """As many adapters as the engine has slots, each with weights of its own."""
-    made = []
-    for number in range(SLOTS):
-        directory = tmp_path_factory.mktemp("adapters") / f"made-{number}"
-        if subject.model == BASE:
-            directory.mkdir()
-            write_adapter(directory, fill=bytes([10 + number]))
-        else:
-            make_real_adapter(subject.base, directory, seed=10 + number)
-        made.append(directory)
-    return made
-
-
-def make_real_adapter(model: Path, directory: Path, *, seed: int) -> None:
-    """Write a peft adapter with random weights and its probe, in a process of its own."""
-    script = Path(__file__).parent / "make_adapter.py"
-    command = [sys.executable, str(script), str(model), str(directory), str(seed)]
-    environment = {**os.environ, **services.cpu_environment()}
-    subprocess.run(command, check=True, cwd=ROOT, capture_output=True, env=environment, timeout=200)
+    real: RealEngine = request.getfixturevalue("real_engine")
+    yield Subject(real.url, real.model.name, real.adapters[0], real.adapters[1:])
 
 
 CHAT_KEYS = {
@@ -237,9 +213,10 @@ async def test_adapters_are_loaded_listed_proved_and_unloaded(subject: Subject) 
 
 
 async def test_base_and_adapters_share_a_batch_and_stay_apart(
-    subject: Subject, adapters: list[Path]
+    subject: Subject,
 ) -> None:
     """Every slot taken and generating: the log-probabilities of each model are what they were."""
+    adapters = subject.adapters
     texts = [text.token_ids for text in probe.read(adapters[0])]
     names = [f"code@v{10 + number}" for number in range(len(adapters))]
     async with Engine(subject.url, timeout_s=300) as engine:
@@ -305,12 +282,11 @@ async def test_no_field_of_a_client_ends_the_engine(
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_real_adapter_is_swapped_under_load(
-    real_engine: Any, pool: SharedPool, tmp_path: Path
+    real_engine: RealEngine, pool: SharedPool, tmp_path: Path
 ) -> None:
     """Peft adapters go live in a real vLLM: proved, flipped, no failed request."""
-    made = {seed: tmp_path / f"made-{seed}" for seed in (1, 2, 3)}
-    for seed, directory in made.items():
-        make_real_adapter(real_engine.model.directory, directory, seed=seed)
+    made = {1: real_engine.adapters[0], 2: real_engine.adapters[1], 3: tmp_path / "made-3"}
+    shutil.copytree(real_engine.adapters[2], made[3])
     # The third has the weights of one and the probe of another, as if the engine mixed them up.
     (made[3] / probe.FILE).write_bytes((made[1] / probe.FILE).read_bytes())
     with serving(real_engine, tmp_path / "data", checker=pool, poll_s=0.5) as server:

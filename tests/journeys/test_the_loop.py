@@ -1,7 +1,7 @@
 """The whole loop on a real vLLM with the small starter model, through the front door only.
 
-One system is started as its user would start it; the tests below are the chapters of one story and
-run in order.
+One system is started as its user would start it (`tests/real_system.py`); the tests below are the
+chapters of one story and run in order.
 """
 
 from __future__ import annotations
@@ -9,140 +9,26 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
-import sys
 import threading
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import httpx
-import openai
 import pytest
 
 from ops.records import AdapterState, CycleState, Metric, Source
-from ops.store import Store
+from tests.real_system import System
 
 pytestmark = [pytest.mark.slow, pytest.mark.engine, pytest.mark.timeout(900)]
 
-ROOT = Path(__file__).parents[2]
-EXAMPLES = ROOT / "ops" / "examples"
-READY_S = 600
+EXAMPLES = Path(__file__).parents[2] / "ops" / "examples"
+IMPORTED = 6
 DOUBLE = {
     "types": "(x: int) -> int",
     "entry_point": "double",
     "examples": [{"input": [2], "output": 4}, {"input": [-3], "output": -6, "hidden": True}],
 }
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-@dataclass
-class System:
-    """A running `journeyman up`."""
-
-    url: str
-    data_dir: Path
-    env: dict[str, str]
-    process: subprocess.Popen[bytes]
-    store: Store
-    notes: dict[str, Any] = field(default_factory=dict)
-
-    def journeyman(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-        done = subprocess.run(
-            [sys.executable, "-m", "ops.cli", *arguments],
-            env=self.env,
-            capture_output=True,
-            text=True,
-            timeout=800,
-            check=False,
-        )
-        if check:
-            assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-        return done
-
-    def client(self) -> openai.OpenAI:
-        return openai.OpenAI(base_url=f"{self.url}/v1", api_key="unused", max_retries=0)
-
-    def ask(self, **extra: Any) -> Any:
-        with self.client() as client:
-            return client.chat.completions.create(
-                model="code",
-                messages=[{"role": "user", "content": "Write a function that doubles a number."}],
-                **{"max_tokens": 64, "temperature": 0, **extra},
-            )
-
-    def ready(self) -> httpx.Response:
-        return httpx.get(f"{self.url}/ready", timeout=10)
-
-    def wait_ready(self, timeout_s: float = READY_S) -> None:
-        deadline = time.monotonic() + timeout_s
-        while time.monotonic() < deadline:
-            assert self.process.poll() is None, "journeyman up ended"
-            try:
-                if self.ready().status_code == 200:
-                    return
-            except httpx.TransportError:
-                pass
-            time.sleep(0.5)
-        pytest.fail(f"not ready within {timeout_s} s; see {self.data_dir / 'logs'}")
-
-
-@pytest.fixture(scope="module")
-def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
-    data_dir = tmp_path_factory.mktemp("loop")
-    port, engine_port = _free_port(), _free_port()
-    env = os.environ | {
-        "JOURNEYMAN_DATA_DIR": str(data_dir),
-        "JOURNEYMAN_SERVER__PORT": str(port),
-        "JOURNEYMAN_ENGINE__PORT": str(engine_port),
-        "JOURNEYMAN_ENGINE__MODEL": "starter-small",
-        "JOURNEYMAN_ENGINE__MAX_MODEL_LEN": "2048",
-        # Small enough for minutes; every stage still does its real work.
-        "JOURNEYMAN_IMPROVER__ILF__SAMPLES": "2",
-        "JOURNEYMAN_IMPROVER__ILF__MAX_ANSWER_TOKENS": "160",
-        "JOURNEYMAN_IMPROVER__ILF__MIN_ROWS": "4",
-        # So small a model refines next to nothing, and here the loop is tested, not the learning.
-        "JOURNEYMAN_IMPROVER__ILF__DEMONSTRATIONS": "all",
-        "JOURNEYMAN_IMPROVER__NICE": "0",  # other tests run beside it, and are no users
-        "JOURNEYMAN_IMPROVER__TRAIN__EPOCHS": "2",
-        "JOURNEYMAN_IMPROVER__TRAIN__LEARNING_RATE": "0.001",
-        "JOURNEYMAN_IMPROVER__GATE__MAX_TASKS": "8",
-        "JOURNEYMAN_IMPROVER__GATE__MAX_ANSWER_TOKENS": "160",
-    }
-    log = (data_dir / "up.log").open("wb")
-    process = subprocess.Popen(
-        [sys.executable, "-m", "ops.cli", "up"],
-        env=env,
-        stdout=log,
-        stderr=subprocess.STDOUT,
-        start_new_session=True,
-    )
-    running: System | None = None
-    try:
-        store = Store.open(f"sqlite:///{data_dir / 'journeyman.db'}")
-        running = System(
-            url=f"http://127.0.0.1:{port}",
-            data_dir=data_dir,
-            env=env,
-            process=process,
-            store=store,
-        )
-        running.wait_ready()
-        yield running
-        store.close()
-    finally:
-        if process.poll() is None:
-            process.send_signal(signal.SIGINT)
-            process.wait(timeout=120)
-        log.close()
 
 
 def _processes_of(data_dir: Path) -> list[str]:
@@ -212,11 +98,14 @@ def test_feedback_is_kept_with_its_answer(system: System) -> None:
     assert kept["comment"].startswith("It must return")
 
 
-def test_programs_of_another_model_are_imported_once(system: System) -> None:
+def test_programs_of_another_model_are_imported_once(system: System, tmp_path: Path) -> None:
+    rows = (EXAMPLES / "feedback.jsonl").read_text(encoding="utf-8").splitlines()
+    few = tmp_path / "feedback.jsonl"
+    few.write_text("\n".join(rows[:IMPORTED]), encoding="utf-8")
     for _ in range(2):
-        system.journeyman("import", str(EXAMPLES / "feedback.jsonl"), "--format", "ilf")
+        system.journeyman("import", str(few), "--format", "ilf")
     imported = system.store.interactions(source=Source.IMPORTED)
-    assert len(imported) == 20
+    assert len(imported) == IMPORTED
     metrics = {row.metric for row in system.store.feedback(imported[0].id)}
     assert metrics >= {Metric.COMMENT, Metric.DEMONSTRATION}
 

@@ -17,8 +17,7 @@ from improver.divergence import POINTS, measure
 from improver.policy import Policy
 from improver.workspace import Journal
 from ops.records import AdapterState, Alias
-from tests.contracts.test_engine_contract import make_real_adapter
-from tests.real_engine import RealEngine
+from tests.real_system import RealEngine
 from tests.server.conftest import SharedPool, serving
 
 pytestmark = [pytest.mark.slow, pytest.mark.engine]
@@ -29,8 +28,7 @@ async def test_a_canary_that_people_reject_leaves_by_itself(
     real_engine: RealEngine, pool: SharedPool, tmp_path: Path
 ) -> None:
     real_engine.unload_adapters()
-    model, made = real_engine.model, tmp_path / "made"
-    make_real_adapter(model.directory, made, seed=21)
+    model, made = real_engine.model, real_engine.adapters[3]
     with serving(real_engine, tmp_path, checker=pool) as server:  # type: ignore[arg-type]
 
         def write(draft: Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -18,7 +19,7 @@ import openai
 import pytest
 from pydantic import BaseModel
 
-from tests.real_engine import RealEngine
+from tests.real_system import RealEngine
 from tests.server.clients import Llm
 from tests.server.conftest import Running, SharedPool, serving
 
@@ -34,6 +35,10 @@ def real(
         yield running
 
 
+# What the model writes, and when it ends, is its own affair: what is said of an answer is compared
+# with what else is said of it.
+
+
 def test_responses(real: Running) -> None:
     client = real.openai.with_options(timeout=300)
     whole = client.responses.create(
@@ -42,11 +47,13 @@ def test_responses(real: Running) -> None:
     with client.responses.stream(model="code", input=MESSAGES, max_output_tokens=5) as stream:
         text = "".join(e.delta for e in stream if e.type == "response.output_text.delta")
         final = stream.get_final_response()
-    assert text == final.output_text != ""
+    assert text == final.output_text
     for answer in (whole, final):
         row = real.store.interaction(answer.id.removeprefix("resp_"))
         assert row.choices[0]["message"]["content"] == answer.output_text
-        assert row.usage["output_tokens"] == 5
+        assert answer.usage is not None
+        assert row.usage["output_tokens"] == answer.usage.output_tokens <= 5
+        assert answer.status == "completed" or answer.usage.output_tokens == 5
     with pytest.raises(openai.BadRequestError):
         client.responses.create(model="code", input="x", temperature=-1)
 
@@ -65,7 +72,7 @@ def test_a_response_goes_on_from_a_recorded_one(real: Running) -> None:
     assert rows[1].messages[1]["content"] == first.output_text
     assert rows[0].episode_id == rows[1].episode_id
     # The conversation was read: it is longer than its last message.
-    assert rows[1].usage["input_tokens"] > 5 + rows[0].usage["output_tokens"]
+    assert rows[1].usage["input_tokens"] > 5 + len(first.output_text.split())
 
 
 class Look(BaseModel):
@@ -76,14 +83,17 @@ class Look(BaseModel):
 
 def test_structured_output(real: Running) -> None:
     client = real.openai.with_options(timeout=300)
-    parsed = client.chat.completions.parse(
-        model="code", messages=MESSAGES, response_format=Look, max_tokens=40
-    )
-    found = parsed.choices[0].message.parsed
-    assert found is not None
-    assert found.where in ("here", "there")
-    row = real.store.interaction(parsed.id.removeprefix("chatcmpl-"))
-    assert row.choices[0]["message"]["content"] == parsed.choices[0].message.content
+    try:
+        answer: Any = client.chat.completions.parse(
+            model="code", messages=MESSAGES, response_format=Look, max_tokens=40, temperature=0
+        )
+    except openai.LengthFinishReasonError as error:  # JSON may hold spaces without end
+        answer = error.completion
+        assert re.match(r'\s*(\{\s*("where"|$)|$)', answer.choices[0].message.content)
+    else:
+        assert answer.choices[0].message.parsed.where in ("here", "there")
+    row = real.store.interaction(answer.id.removeprefix("chatcmpl-"))
+    assert row.choices[0]["message"]["content"] == answer.choices[0].message.content
 
 
 def test_messages(real: Running) -> None:
@@ -99,20 +109,24 @@ def test_messages(real: Running) -> None:
         counted = client.messages.count_tokens(model="code", messages=MESSAGES)
         with pytest.raises(anthropic.BadRequestError):
             client.messages.create(model="code", messages=MESSAGES, max_tokens=-1)
-    assert text == final.content[0].text != ""  # type: ignore[union-attr]
-    assert final.stop_reason == "max_tokens"
+    assert text == "".join(block.text for block in final.content)  # type: ignore[union-attr]
+    assert final.stop_reason == "end_turn" or final.usage.output_tokens == 5
     assert counted.input_tokens == final.usage.input_tokens
     for answer in (whole, final):
         row = real.store.interaction(answer.id.removeprefix("msg_"))
-        assert row.choices[0]["message"]["content"] == answer.content[0].text  # type: ignore[union-attr]
+        text = "".join(block.text for block in answer.content)  # type: ignore[union-attr]
+        assert row.choices[0]["message"]["content"] == text
 
 
 def test_llm(real: Running, tmp_path: Path) -> None:
     llm = Llm(real.url, tmp_path / "llm")
-    for streamed in (True, False):
-        text = llm.ask("Say hi.", "-o", "max_tokens", "5", *["--no-stream"][streamed:])
-        row = real.store.interaction(llm.last_id().removeprefix("chatcmpl-"))
-        assert row.choices[0]["message"]["content"] == text != ""
+    options = ("-o", "max_tokens", "5", "-o", "temperature", "0")
+    said = [llm.ask("Say hi.", *options, *more) for more in ((), ("--no-stream",))]
+    logged = llm.logged()
+    assert sorted(logged.values()) == sorted(said)
+    for answer_id, text in logged.items():
+        row = real.store.interaction(answer_id.removeprefix("chatcmpl-"))
+        assert row.choices[0]["message"]["content"] == text
 
 
 # --- side by side -----------------------------------------------------------------------------
@@ -137,7 +151,7 @@ BODIES: dict[str, tuple[str, Json]] = {
     "chat with logprobs": (CHAT, {"messages": MESSAGES, "logprobs": True, "top_logprobs": 2}),
     "chat with token ids": (CHAT, {"messages": MESSAGES, "return_token_ids": True}),
     "chat with a stop": (CHAT, {"messages": MESSAGES, "stop": ["e"], "max_tokens": 40}),
-    "chat with several choices": (CHAT, {"messages": MESSAGES, "n": 2, "temperature": 0.7}),
+    "chat with several choices": (CHAT, {"messages": MESSAGES, "n": 2, "temperature": 0.01}),
     "chat with a tool": (
         CHAT,
         {
@@ -192,7 +206,7 @@ def _near(value: Any) -> Any:
 def _folded(events: list[Json]) -> tuple[list[Json], dict[int, str], list[Any]]:
     """What a stream says, however it is cut: its kinds of events, the words, what each token is.
 
-    vLLM joins tokens when their reader is slow.
+    vLLM joins tokens when their reader is slow, and choices take turns as they come.
     """
     kinds: list[Json] = []
     words: dict[int, str] = {}
@@ -209,7 +223,8 @@ def _folded(events: list[Json]) -> tuple[list[Json], dict[int, str], list[Any]]:
             tokens += [(place, known) for known in choice.pop("token_ids", None) or []]
         if event not in kinds:
             kinds.append(event)
-    return kinds, words, tokens
+    kinds.sort(key=lambda event: [choice["index"] for choice in event["choices"]] or [99])
+    return kinds, words, sorted(tokens, key=lambda token: token[0])
 
 
 def _entries(logprobs: Json | None) -> list[Any]:
@@ -238,8 +253,7 @@ def test_an_answer_is_what_vllm_says(
     body = {"model": real_engine.model.name, "temperature": 0, "seed": 7, "max_tokens": 8} | given
     if streamed:
         body |= {"stream": True, "stream_options": {"include_usage": True}}
-    for url in (real.url, real_engine.url):
-        _ask(url, path, body)  # now both find the prompt in vLLM's cache
+    _ask(real_engine.url, path, body | {"max_tokens": 1})  # both find the prompt in vLLM's cache
     through, direct = (_ask(url, path, body) for url in (real.url, real_engine.url))
     assert through[-1].keys() - direct[-1].keys() <= OURS | {"system_fingerprint"}
     mine, theirs = ([_stripped(event) for event in events] for events in (through, direct))
@@ -316,8 +330,7 @@ def test_a_typed_answer_is_what_vllm_says(
     body = {"model": real_engine.model.name, "temperature": 0, **given}
     if streamed:
         body["stream"] = True
-    for url in (real.url, real_engine.url):
-        _typed(url, path, body)  # now both find the prompt in vLLM's cache
+    _typed(real_engine.url, path, body)  # now both find the prompt in vLLM's cache
     mine, theirs = (_typed(url, path, body) for url in (real.url, real_engine.url))
     if streamed:
         assert _told(mine) == _told(theirs)
