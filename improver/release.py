@@ -27,6 +27,7 @@ logger = logging.getLogger(__name__)
 
 ACTOR = "improver"
 RECEIPT_S = 3.0
+_ON_THE_WAY = (AdapterState.BUILT, AdapterState.EXAMINED, AdapterState.SHADOW)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,60 +118,82 @@ async def release(
         SwapError: the server did not swap within `timeout_s`; the registry keeps its word.
         PolicyError: the server cannot be asked.
     """
-    adapter = registry.get(version)
     if judgement.decision is not Decision.PROMOTE:
-        reason = judgement.reason
-        if judgement.decision is Decision.CONTINUE:
-            reason = f"undecided within the budget: {reason}"
-        if adapter.state in (
-            AdapterState.BUILT,
-            AdapterState.EXAMINED,
-            AdapterState.SHADOW,
-            AdapterState.CANARY,
-        ):
-            registry.reject(version, actor=ACTOR, reason=reason, evidence=judgement.numbers)
-        elif registry.at(Alias.CANDIDATE) == adapter:
-            registry.nominate(None)
+        return _reject(registry, version, judgement)
+    reason = _move(registry, version, judgement, against=against, canary_share=canary_share)
+    if reason:
         return Release(state=AdapterState.REJECTED, reason=reason)
-    if adapter.state in (AdapterState.BUILT, AdapterState.EXAMINED, AdapterState.SHADOW):
-        champion = registry.at(Alias.CHAMPION)
-        now_at = champion.version if champion is not None else 0
-        if against is not None and now_at != against:
-            reason = f"another champion ({_name(now_at)}) came while it was examined"
-            registry.reject(version, actor=ACTOR, reason=reason, evidence=judgement.numbers)
-            return Release(state=AdapterState.REJECTED, reason=reason)
-        if canary_share:
-            evidence = judgement.numbers | {"share": canary_share}
-            registry.canary(version, actor=ACTOR, reason=judgement.reason, evidence=evidence)
-        else:
-            registry.promote(
-                version,
-                actor=ACTOR,
-                reason=judgement.reason,
-                evidence=judgement.numbers,
-                over=against,
-            )
     history = store.transitions(version)
-    if not any(t.to_state is AdapterState.CHAMPION for t in history):
+    crowned = [t.at for t in history if t.to_state is AdapterState.CHAMPION]
+    if not crowned:
         # The canary, or somebody has rejected it meanwhile.
         return Release(state=registry.get(version).state, reason=history[-1].reason)
-    decided = [t.at for t in history if t.to_state is AdapterState.CHAMPION][-1]
-    give_up = time.monotonic() + timeout_s
-    while await policy.champion_version() != version:
-        if registry.get(version).state is not AdapterState.CHAMPION:
-            break
-        if time.monotonic() > give_up:
-            raise SwapError(
-                f"{adapter.name} is promoted, but no server answers with it after {timeout_s:.0f} s"
-            )
-        await asyncio.sleep(poll_s)
-    after_s = (now() - decided).total_seconds()
+    await _answering(registry, policy, version, timeout_s=timeout_s, poll_s=poll_s)
+    after_s = (now() - crowned[-1]).total_seconds()
     state = registry.get(version).state
     kept = state is AdapterState.CHAMPION
-    receipts = await _receipts(store, version, decided, poll_s)
+    receipts = await _receipts(store, version, crowned[-1], poll_s)
     swap = _swap(receipts[0], after_s) if receipts else None
     reason = judgement.reason if kept else (receipts[0].reason if receipts else "taken back")
     return Release(state=state, reason=reason, swap=swap)
+
+
+def _reject(registry: Registry, version: int, judgement: Judgement) -> Release:
+    """Take out of the way what the gate did not find better."""
+    adapter, reason = registry.get(version), judgement.reason
+    if judgement.decision is Decision.CONTINUE:
+        reason = f"undecided within the budget: {reason}"
+    if adapter.state in (*_ON_THE_WAY, AdapterState.CANARY):
+        registry.reject(version, actor=ACTOR, reason=reason, evidence=judgement.numbers)
+    elif registry.at(Alias.CANDIDATE) == adapter:
+        registry.nominate(None)
+    return Release(state=AdapterState.REJECTED, reason=reason)
+
+
+def _move(
+    registry: Registry,
+    version: int,
+    judgement: Judgement,
+    *,
+    against: int | None,
+    canary_share: float,
+) -> str:
+    """Make the candidate champion or canary, unless that was done; return why it may not be."""
+    if registry.get(version).state not in _ON_THE_WAY:
+        return ""
+    champion = registry.at(Alias.CHAMPION)
+    now_at = champion.version if champion is not None else 0
+    if against is not None and now_at != against:
+        reason = f"another champion ({_name(now_at)}) came while it was examined"
+        registry.reject(version, actor=ACTOR, reason=reason, evidence=judgement.numbers)
+        return reason
+    numbers, reason = judgement.numbers, judgement.reason
+    if canary_share:
+        evidence = numbers | {"share": canary_share}
+        registry.canary(version, actor=ACTOR, reason=reason, evidence=evidence)
+    else:
+        registry.promote(version, actor=ACTOR, reason=reason, evidence=numbers, over=against)
+    return ""
+
+
+async def _answering(
+    registry: Registry, policy: Policy, version: int, *, timeout_s: float, poll_s: float
+) -> None:
+    """Wait until the server answers with the version, or it is not the champion any more.
+
+    Raises:
+        SwapError: neither came about in time.
+    """
+    give_up = time.monotonic() + timeout_s
+    while await policy.champion_version() != version:
+        if registry.get(version).state is not AdapterState.CHAMPION:
+            return
+        if time.monotonic() > give_up:
+            raise SwapError(
+                f"{_name(version)} is promoted, but no server answers with it after "
+                f"{timeout_s:.0f} s"
+            )
+        await asyncio.sleep(poll_s)
 
 
 def tidy(registry: Registry, *, keep_recent: int, keep_best: int) -> list[str]:
