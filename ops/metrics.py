@@ -22,6 +22,16 @@ request_overhead_seconds = Histogram(
     buckets=_LATENCY_S,
 )
 requests_in_flight = Gauge("journeyman_requests_in_flight", "Requests being answered.")
+requests_behind = Gauge(
+    "journeyman_requests_behind",
+    "Requests that go behind those of users (a cycle's, or any with a `priority` above 0): "
+    "waiting for them, or running.",
+    ["state"],
+)
+requests_sent_away_total = Counter(
+    "journeyman_requests_sent_away_total",
+    "Requests behind those of users that waited too long and were told to come again.",
+)
 verification_seconds = Histogram(
     "journeyman_verification_seconds",
     "Time spent judging the attempts of a request.",

@@ -84,6 +84,7 @@ def status(state: Json | None, store: Store, registry: Registry, settings: Setti
     }
     return {
         "up": state,
+        "console": f"{settings.server_url}/console",
         "alive": [
             {"process": beat.process, "pid": beat.pid, "seen_s_ago": _seconds_ago(beat.at)}
             for beat in store.heartbeats()
@@ -108,6 +109,7 @@ def status_text(report: Json) -> None:
     else:
         ready = f"ready since {state['ready_at']}" if state["ready_at"] else "starting"
         _print(f"{state['url']}  {ready}  (process {state['pid']})")
+        _print(f"console {report['console']}")
         _print(f"model {state['model']['name']}, engine {state['engine']}")
         _print(f"sandbox {state['sandbox']}")
         _table(

@@ -238,6 +238,7 @@ def _welcome(settings: Settings, model: Model, build: EngineBuild | None, tier: 
           device   {device}
           sandbox  {tier}
           data     {settings.data_dir}
+          console  {url}/console
 
         Try it:
 

@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 
 from starlette.requests import Request
 
+from ops import metrics
 from server.errors import BadRequest, Overloaded, TooLarge, UsersFirst
 
 _NUL = rb"\u0000"
@@ -89,28 +90,37 @@ class Gate:
             UsersFirst: it has waited for `WAIT_S`, longer than which many clients would not.
         """
         self._behind += 1
-        self.waiting += 1
+        self._wait(1)
         give_up = self._clock() + WAIT_S
         try:
             while (again_s := self._wait_s()) is not None:
                 left_s = give_up - self._clock()
                 if left_s <= 0:
+                    metrics.requests_sent_away_total.inc()
                     raise UsersFirst("others are being answered first; try again in a moment")
                 self._changed.clear()
                 with suppress(TimeoutError):
                     await asyncio.wait_for(self._changed.wait(), min(again_s, left_s))
-            self._running_behind += 1
+            self._run(1)
         except BaseException:
             self._behind -= 1
             raise
         finally:
-            self.waiting -= 1
+            self._wait(-1)
         try:
             yield
         finally:
             self._behind -= 1
-            self._running_behind -= 1
+            self._run(-1)
             self._changed.set()
+
+    def _wait(self, more: int) -> None:
+        self.waiting += more
+        metrics.requests_behind.labels("waiting").inc(more)
+
+    def _run(self, more: int) -> None:
+        self._running_behind += more
+        metrics.requests_behind.labels("running").inc(more)
 
     def _wait_s(self) -> float | None:
         """How long to wait before asking again; None: it may run now."""

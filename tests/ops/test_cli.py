@@ -355,7 +355,14 @@ def test_status_of_a_system(run: Run, tmp_path: Path, store: Store) -> None:
         processes.write_state(tmp_path, state)
         shown = run("status")
     assert shown.exit_code == 0
-    for word in ("http://127.0.0.1:8000", "Tiny", "/x/engine.log", SERVER, "the base model"):
+    for word in (
+        "http://127.0.0.1:8000",
+        "Tiny",
+        "/x/engine.log",
+        SERVER,
+        "the base model",
+        "/console",
+    ):
         assert word in shown.stdout
 
 

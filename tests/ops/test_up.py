@@ -156,6 +156,7 @@ def test_up_from_start_to_end(up: Up) -> None:
     said = process.communicate(timeout=60)[1]
     assert process.returncode == 0
     assert f"Journeyman is ready: http://127.0.0.1:{up.server_port}" in said
+    assert f"console  http://127.0.0.1:{up.server_port}/console" in said
     assert '"io_spec": {"examples": [{"input": [[3, 1, 2]], "output": 2},' in said
     assert "model    Tiny-Model as `code`" in said
     stops = [line for line in said.splitlines() if line.startswith("• stopping")]

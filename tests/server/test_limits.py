@@ -7,6 +7,7 @@ import socket
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from prometheus_client import REGISTRY
 
 from server import limits
 from server.errors import UsersFirst
@@ -98,6 +99,34 @@ async def _behind(gate: Gate, running: list[int], number: int, end: asyncio.Even
         await end.wait()
         running.remove(number)
     gate.leave(behind=True)
+
+
+def _counted(name: str, **labels: str) -> float:
+    return REGISTRY.get_sample_value(name, labels) or 0.0
+
+
+async def test_what_waits_and_runs_behind_users_is_counted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def now() -> tuple[float, ...]:
+        behind = (_counted("journeyman_requests_behind", state=s) for s in ("waiting", "running"))
+        return (*behind, _counted("journeyman_requests_sent_away_total"))
+
+    before, running, end = now(), list[int](), asyncio.Event()
+    gate = Gate(16)
+    gate.enter()  # a user's
+    tasks = [asyncio.create_task(_behind(gate, running, n, end)) for n in range(3)]
+    await asyncio.sleep(0)
+    assert [a - b for a, b in zip(now(), before, strict=True)] == [2, 1, 0]
+    monkeypatch.setattr(limits, "WAIT_S", 0.0)
+    with pytest.raises(UsersFirst):
+        await _behind(gate, running, 3, end)
+    end.set()
+    gate.leave()
+    for task in tasks[1:]:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    assert [a - b for a, b in zip(now(), before, strict=True)] == [0, 0, 1]
 
 
 async def test_while_users_are_about_one_request_at_a_time_goes_behind_them() -> None:
