@@ -334,7 +334,7 @@ class _Work:
         has none; a wrong one has the program mutated, and where there are checks, failing them.
         """
         wanted = self.options.selection
-        key = f"{InverseInstruct.name}:judge"
+        key = f"{InverseInstruct.name}:judge:{wanted}"
         kept = self.tools.journal.done.get(key)
         if kept is not None:
             return Selection(kept["selection"]), [Ranking(**found) for found in kept["rankings"]]

@@ -333,6 +333,7 @@ def engine(model: Model, work: Work) -> Iterator[str]:
     settings = Settings(data_dir=work.directory, engine=EngineSettings(port=port))
     service = services.engine(settings, model, services.engine_build())
     child = Child(service, work.directory / "engine.log", Patience(), say)
+    began = time.monotonic()
     child.start()
     try:
         while child.state is not State.READY:
@@ -340,7 +341,7 @@ def engine(model: Model, work: Work) -> Iterator[str]:
             if child.state is State.WAITING:
                 raise SystemExit(f"the engine ended:\n{child.tail()}")
             time.sleep(0.5)
-        say(f"the engine is ready after {child.seconds:.0f} s")
+        say(f"the engine is ready after {time.monotonic() - began:.0f} s")
         yield f"http://127.0.0.1:{port}"
     finally:
         child.ask_to_stop()
@@ -558,11 +559,14 @@ def order(work: Work) -> None:
 async def pairs(
     work: Work, snippets: Sequence[Snippet], policy: Policy, pool: Runner, firewall: Firewall
 ) -> dict[str, list[Row]]:
-    """The recipe's rows, with its own selection and with none; what was asked is kept."""
+    """The recipe's rows, chosen as in the paper and at random; what was asked is kept.
+
+    The model's own judgement chooses whatever it is worth here: what that is, the report says.
+    """
     found = {}
-    for selection in (Selection.AUTO, Selection.RANDOM):
+    for selection in (Selection.JUDGE, Selection.RANDOM):
         options = InverseOptions(summaries=work.samples, selection=selection)
-        with work.journal("order-asked") as journal:
+        with work.journal(f"order-asked-{work.model}-{work.samples}") as journal:
             tools = Tools(policy=policy, pool=pool, firewall=firewall, journal=journal, seed=SEED)
             recipe = InverseInstruct(options, snippets=snippets, runner=pool)
             built = await recipe.build([], tools)
@@ -573,7 +577,7 @@ async def pairs(
 
 def order_arms(built: Mapping[str, Sequence[Row]]) -> dict[str, tuple[list[Json], list[Json]]]:
     """The rows of each arm and the held-out ones: pairs of the corpus alone, the same for all."""
-    judged = split(built[str(Selection.AUTO)], held_out_share=0.2, seed=SEED)
+    judged = split(built[str(Selection.JUDGE)], held_out_share=0.2, seed=SEED)
     # A short program has a group of its own: by likeness alone its other instruction might stay.
     held = {row.program for row in judged.held_out}
     kept = [row for row in judged.train if row.program not in held]
@@ -631,7 +635,7 @@ def specs(work: Work) -> None:
                 policy.model = model.name
                 options = GiftOptions(max_contexts=len(found), replay_share=0.0)
                 recipe = Gift4Code(options, contexts=found, runner=pool)
-                with work.journal("specs-asked") as journal:
+                with work.journal(f"specs-asked-{work.model}") as journal:
                     tools = Tools(
                         policy=policy, pool=pool, firewall=firewall, journal=journal, seed=SEED
                     )

@@ -7,7 +7,7 @@ where two arms are compared, over the same tasks drawn together.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -276,8 +276,20 @@ def _tuning_table(
 # --- Inverse-Instruct ---------------------------------------------------------------------------
 
 
-def order_section(units: Sequence[Json]) -> list[str]:
-    """Order and selection."""
+def judged(work: Path, model: str) -> list[Json]:
+    """How well a model's judgement told right from wrong, each time it was tried."""
+    name = f"order-asked-{model}-[0-9]*.jsonl"
+    return [
+        ranking
+        for path in sorted(work.glob(name))
+        for key, unit in done(path).items()
+        if ":judge:" in key
+        for ranking in unit["rankings"]
+    ]
+
+
+def order_section(units: Sequence[Json], asked: Mapping[str, Sequence[Json]]) -> list[str]:
+    """Order and selection; `asked` holds what the judge was worth."""
     if not units:
         return [ORDER, "Not run.", ""]
     lines = [
@@ -293,7 +305,15 @@ def order_section(units: Sequence[Json]) -> list[str]:
             f"{runs[0]['loss_base']:.4f} | {np.mean(losses):.4f} ({min(losses):.4f} to "
             f"{max(losses):.4f}) |"
         )
-    return [*lines, ""]
+    words = [
+        f"{NAMES[model]}'s own judgement chooses, except where it says at random. It tells right "
+        f"programs\nfrom mutated ones with an AUC of {one['auc']:.2f} ({one['low']:.2f} to "
+        f"{one['high']:.2f}; {one['programs']} programs, {one['pairs']} pairs).\n"
+        for model, rankings in asked.items()
+        for one in rankings
+        if one["auc"] is not None and one["low"] is not None
+    ]
+    return [*lines, "", *words]
 
 
 # --- GIFT4Code -----------------------------------------------------------------------------------
@@ -385,7 +405,10 @@ def write(work: Path, out: Path) -> None:
         HEAD,
         *feedback_section(list(done(work / "feedback.jsonl").values()), images),
         *tuning_section(done(work / "tuning.jsonl"), images),
-        *order_section(list(done(work / "order.jsonl").values())),
+        *order_section(
+            list(done(work / "order.jsonl").values()),
+            {name: judged(work, name) for name in NAMES},
+        ),
         *specs_section(list(done(work / "specs.jsonl").values())),
         *sampled_section(list(done(work / "specs-sampled.jsonl").values())),
         NOT_RUN,

@@ -171,13 +171,13 @@ def made_rows(bench: ModuleType, selection: str) -> list[Any]:
 
 
 def test_arms_of_order_hold_out_the_same_pairs_of_the_corpus(bench: ModuleType) -> None:
-    built = {name: made_rows(bench, name) for name in ("auto", "random")}
+    built = {name: made_rows(bench, name) for name in ("judge", "random")}
     arms = bench.order_arms(built)
     held = {tuple(one["id"] for one in held_out) for _, held_out in arms.values()}
     assert len(held) == 1
     [ids] = held
     assert ids
-    assert all(name.endswith("auto-2") for name in ids), "none that was self-made"
+    assert all(name.endswith("judge-2") for name in ids), "none that was self-made"
     phases = {arm: [one["provenance"]["phase"] for one in rows] for arm, (rows, _) in arms.items()}
     assert phases["self_made_first"] == sorted(phases["self_made_first"])
     first = arms["trusted_first"][0][0]
@@ -202,7 +202,7 @@ async def test_every_arm_is_trained_once_with_every_seed(
 
     monkeypatch.setattr(bench, "run_training", train)
     model = Model(name="m", directory=tmp_path, sha256="00", origin="test")
-    built = {name: made_rows(bench, name) for name in ("auto", "random")}
+    built = {name: made_rows(bench, name) for name in ("judge", "random")}
     work = bench.Work(
         data=tmp_path, directory=tmp_path, model="starter", limit=None, until=1e12, seeds=2
     )
@@ -210,7 +210,14 @@ async def test_every_arm_is_trained_once_with_every_seed(
         await bench.ablations(work, model, built)
     assert len(ran) == len(set(ran)) == 2 * 5
     told = list(script("reproduction_report").done(tmp_path / "order.jsonl").values())
-    text = "\n".join(script("reproduction_report").order_section(told))
+    ranking = {"auc": 0.61, "low": 0.5, "high": 0.72, "programs": 30, "pairs": 60}
+    unit = {"selection": "judge", "rankings": [ranking]}
+    with Journal(tmp_path / "order-asked-starter-4.jsonl") as journal:
+        journal.add("inverse_instruct:judge:judge", unit)
+    pages = script("reproduction_report")
+    assert pages.judged(tmp_path, "starter-small") == []
+    text = "\n".join(pages.order_section(told, {"starter": pages.judged(tmp_path, "starter")}))
+    assert "AUC of 0.61 (0.50 to 0.72; 30 programs, 60 pairs)" in text
     assert "| trusted only | " in text
     assert "| 2 | 2.0000 | 1.5000 (1.5000 to 1.5000) |" in text
 

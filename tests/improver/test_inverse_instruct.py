@@ -210,7 +210,9 @@ async def test_the_papers_selection_and_the_control_can_be_asked_for(tmp_path: P
     assert report["selected_by"] == {"random": 6}
     assert report["judges"] == []
     assert not any(b.get("top_logprobs") for b in model.bodies)
-    _, report, _, _ = await build(tmp_path / "b", snippets, author, selection=Selection.JUDGE)
+    # With the same journal: the summaries are asked for once, the judge is tried all the same.
+    _, report, _, model = await build(tmp_path / "a", snippets, author, selection=Selection.JUDGE)
+    assert not any(b.get("continue_final_message") for b in model.bodies)
     assert report["selected_by"] == {"judge": 3}
     assert report["judges"][0]["auc"] == 0.5, "its worth is reported all the same"
 
