@@ -2,15 +2,17 @@
 
     python ops/bench/improve.py collect [--rows 1000000] [--store URL]
     python ops/bench/improve.py train [--model starter-small] [--rows 48]
-    python ops/bench/improve.py sample --url http://127.0.0.1:8000 [--model NAME]
+    python ops/bench/improve.py sample [--model starter-small]
+    python ops/bench/improve.py sample --url http://127.0.0.1:8000 [--served NAME]
     python ops/bench/improve.py outside --data-dir DIR
     python ops/bench/improve.py all --small
 
     collect   what all recipes find in a record of a million interactions: seconds, and memory
     train     tokens/s of `improver.train` and of TRL's SFTTrainer with its defaults: one epoch over
               the same rows (functions of Python's own library), same model, LoRA and device
-    sample    tokens/s of the improver's client (`n`, many requests at once) against a running
-              server, and of a loop that asks for the same answers one by one
+    sample    tokens/s of the improver's client (`n`, many requests at once), and of a loop that
+              asks for the same answers one by one: from a running server, or without `--url` from
+              an engine that is started for it
     outside   the share of a finished cycle's time that is spent neither sampling nor training
 
 Each rival is run in the same call, one after the other. `--small` makes everything tiny, to see
@@ -389,8 +391,11 @@ async def _sampled(url: str, model: str | None, tasks: int, n: int, at_once: boo
 def sample(given: argparse.Namespace) -> bool:
     """The same answers, all at once and one by one."""
     if given.url is None:
-        print("sampling is left out: --url names a running server\n")
-        return True
+        from ops.bench.reproduce import engine
+
+        model = models.resolve(given.model)
+        with tempfile.TemporaryDirectory() as directory, engine(model, Path(directory)) as url:
+            return sample(argparse.Namespace(**vars(given) | {"url": url, "served": model.name}))
     tasks, n = (2, 2) if given.small else (given.tasks, 8)
     ours = asyncio.run(_sampled(given.url, given.served, tasks, n, True))
     loop = asyncio.run(_sampled(given.url, given.served, tasks, n, False))
@@ -448,8 +453,10 @@ def main() -> int:
     parser.add_argument("--rows", type=int, default=1_000_000, help="interactions in the record")
     parser.add_argument("--store", help="a record that is there already, or is to be made there")
     parser.add_argument("--train-rows", type=int, default=48)
-    parser.add_argument("--model", default="starter-small", help="the model that is trained")
-    parser.add_argument("--url", help="a running server, without /v1")
+    parser.add_argument(
+        "--model", default="starter-small", help="the model that is trained or served"
+    )
+    parser.add_argument("--url", help="a running server, without /v1; unset: one is started")
     parser.add_argument("--served", help="the model that is sampled from; unset: the base model")
     parser.add_argument("--tasks", type=int, default=16)
     parser.add_argument("--data-dir", type=Path, help="of an installation that has run cycles")

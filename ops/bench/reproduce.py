@@ -300,7 +300,7 @@ async def _tuning(work: Work) -> None:
         for _, row in read_jsonl(work.data / "train" / "mbpp_train.jsonl")
     }
     limits = Limits(wall_s=10.0, cpu_s=8)
-    with work.journal("tuning") as journal, engine(model, work) as url:
+    with work.journal("tuning") as journal, engine(model, work.directory) as url:
         async with _asked(url, limits) as (policy, pool):
             sampled = await _sample(work, cases, model.name, policy, pool, journal)
             rows = training_rows(cases, sampled, gold, firewall)
@@ -325,14 +325,14 @@ def _clean(case: Case, firewall: Firewall) -> bool:
 
 
 @contextmanager
-def engine(model: Model, work: Work) -> Iterator[str]:
-    """An engine of our own; yields its address."""
+def engine(model: Model, directory: Path) -> Iterator[str]:
+    """An engine of our own, its log in a directory; yields its address."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    settings = Settings(data_dir=work.directory, engine=EngineSettings(port=port))
+    settings = Settings(data_dir=directory, engine=EngineSettings(port=port))
     service = services.engine(settings, model, services.engine_build())
-    child = Child(service, work.directory / "engine.log", Patience(), say)
+    child = Child(service, directory / "engine.log", Patience(), say)
     began = time.monotonic()
     child.start()
     try:
@@ -547,7 +547,7 @@ def order(work: Work) -> None:
     firewall = Firewall(task.exam() for task in tasks)
 
     async def build() -> dict[str, list[Row]]:
-        with engine(model, work) as url:
+        with engine(model, work.directory) as url:
             async with _asked(url, Limits(wall_s=10.0, cpu_s=8)) as (policy, pool):
                 policy.model = model.name
                 return await pairs(work, snippets, policy, pool, firewall)
@@ -630,7 +630,7 @@ def specs(work: Work) -> None:
     firewall = Firewall(task.exam() for task in tasks)
 
     async def build() -> list[Row]:
-        with engine(model, work) as url:
+        with engine(model, work.directory) as url:
             async with _asked(url, Limits(wall_s=10.0, cpu_s=8)) as (policy, pool):
                 policy.model = model.name
                 options = GiftOptions(max_contexts=len(found), replay_share=0.0)
@@ -660,7 +660,7 @@ async def sample_specs(
 ) -> None:
     """Have the base and the tuned model write programs for held-out tables, and run them."""
     of = {context.id: context for context in found}
-    with engine(model, work) as url, work.journal("specs-sampled") as journal:
+    with engine(model, work.directory) as url, work.journal("specs-sampled") as journal:
         await load(url, "tuned", directory)
         async with _asked(url, Limits(wall_s=10.0, cpu_s=8)) as (policy, pool):
             for row in units(rows, work):
