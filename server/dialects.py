@@ -87,12 +87,12 @@ class ChatRelay:
         if "error" in chunk:
             self.failed = True
             return self._release() + event
-        self._tally.add(chunk)
-        choices = chunk.get("choices") or []
-        if not choices and "usage" in chunk and not self._call.envelope.include_usage:
+        finished = self._tally.add(chunk)
+        if chunk.get("choices"):
+            if not finished:
+                return self._release() + event if self._held_raw else event
+        elif "usage" in chunk and not self._call.envelope.include_usage:
             return b""
-        if choices and all(part.get("finish_reason") is None for part in choices):
-            return self._release() + event
         released = self._release()
         self._held, self._held_raw = chunk, event
         return released

@@ -64,18 +64,21 @@ class Tally:
 
     def add(self, chunk: Json) -> list[Json]:
         """Take a chunk in and return the choices that it finished."""
-        if isinstance(chunk.get("usage"), dict):
-            self.usage = chunk["usage"]
+        if isinstance(usage := chunk.get("usage"), dict):
+            self.usage = usage
         finished = []
         for part in chunk.get("choices") or ():
-            choice = self._choices.setdefault(part["index"], {"index": part["index"]})
+            choice = self._choices.get(part["index"])
+            if choice is None:
+                choice = self._choices[part["index"]] = {"index": part["index"]}
             if "delta" in part:
                 self._delta(choice, part["delta"])
             else:
                 choice["text"] = choice.get("text", "") + (part.get("text") or "")
-            logprobs = (part.get("logprobs") or {}).get("content")
-            if logprobs:
-                choice.setdefault("logprobs", {"content": []})["content"].extend(logprobs)
+            logprobs = part.get("logprobs")
+            if logprobs and logprobs.get("content"):
+                known = choice.setdefault("logprobs", {"content": []})
+                known["content"].extend(logprobs["content"])
             if part.get("finish_reason") is not None:
                 choice["finish_reason"] = part["finish_reason"]
                 choice["stop_reason"] = part.get("stop_reason")
@@ -83,7 +86,9 @@ class Tally:
         return finished
 
     def _delta(self, choice: Json, delta: Json) -> None:
-        message = choice.setdefault("message", {"role": "assistant", "content": ""})
+        message = choice.get("message")
+        if message is None:
+            message = choice["message"] = {"role": "assistant", "content": ""}
         for key, value in delta.items():
             if value is None:
                 continue
