@@ -10,7 +10,7 @@ import os
 import threading
 import time
 import uuid
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any
@@ -433,6 +433,21 @@ class SwapReceipt:
     reason: str
     phases_s: dict[str, float]
     probe: Json = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Share:
+    """What an API key has left of something it may use so much of in a minute."""
+
+    key_sha256: str
+    what: str
+    """`requests`, `tokens` or `executions`."""
+    per_minute: int
+    level: float
+
+    def with_level(self, level: float) -> Share:
+        """Return the same share with another level."""
+        return replace(self, level=level)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,6 +20,7 @@ from ops.tables.interactions import InteractionTable, Recording
 from ops.tables.keys import KeyTable
 from ops.tables.processes import ProcessTables
 from ops.tables.retention import Retention
+from ops.tables.shares import ShareTable
 from ops.tables.trials import TrialTables
 from ops.tables.usage import Activity, Usage
 
@@ -39,6 +40,7 @@ class Store(
     ErasureTable,
     KeyTable,
     ProcessTables,
+    ShareTable,
     Exports,
     Backups,
 ):

@@ -67,6 +67,7 @@ from server.console.door import Door
 from server.document import describe
 from server.engine import Engine
 from server.errors import BadRequest, ServerError
+from server.faults import Faults
 from server.forwarding import Forwarder
 from server.generation import Generator
 from server.keyring import Keyring, good_keys
@@ -77,6 +78,7 @@ from server.recording import Recorder
 from server.replicas import Replicas
 from server.replies import Exchange
 from server.retention import Retention
+from server.shares import Shares
 from server.state import Improvement, State
 from server.traffic import Sticky
 from server.verification import Checker, Judge
@@ -213,6 +215,8 @@ async def _open(
     except SettingsError as error:  # the improver can be given a key by hand
         log.warning("%s", error, extra={"action": "keys"})
     _follow(keyring, "keys", stack)
+    if store.kind == "postgresql":  # on SQLite there is one server
+        _follow(Shares(store, keys, poll_s=settings.server.poll_s), "shares", stack)
     recorder = _recorder(settings, store, name, stack)
     await stack.enter_async_context(replicas)
     _follow(replicas, "replicas", stack)
@@ -222,7 +226,11 @@ async def _open(
     adapters = _adapters(settings, replicas, registry, store, rules, name)
     _follow(adapters, "adapters", stack)
     poll_s = settings.server.poll_s
-    canary = Canary(store, registry, rules, server=name, look_s=poll_s, tell=adapters.wake)
+    faults = Faults(replicas, adapters)
+    stack.push_async_callback(faults.close)
+    canary = Canary(
+        store, registry, rules, faults=faults.of, server=name, look_s=poll_s, tell=adapters.wake
+    )
     _follow(canary, "canary", stack)
     merged = await _merged(settings, replicas, adapters, store, rules, name, stack)
     _follow(_retention(settings, store, recorder), "retention", stack)

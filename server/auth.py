@@ -129,18 +129,22 @@ class Identity:
     def headers(self) -> dict[str, str]:
         """The shares left, in OpenAI's header names."""
         found = {}
+        for what, bucket in self.buckets.items():
+            found[f"x-ratelimit-limit-{what}"] = str(bucket.per_minute)
+            found[f"x-ratelimit-remaining-{what}"] = str(max(0, int(bucket.level)))
+            full_s = bucket.wait_s(bucket.per_minute)
+            found[f"x-ratelimit-reset-{what}"] = f"{full_s:.1f}s"
+        return found
+
+    @property
+    def buckets(self) -> dict[str, Bucket]:
+        """What is limited, and what is left of it."""
         buckets = {
             "requests": self._requests,
             "tokens": self._tokens,
             "executions": self._executions,
         }
-        for what, bucket in buckets.items():
-            if bucket is not None:
-                found[f"x-ratelimit-limit-{what}"] = str(bucket.per_minute)
-                found[f"x-ratelimit-remaining-{what}"] = str(max(0, int(bucket.level)))
-                full_s = bucket.wait_s(bucket.per_minute)
-                found[f"x-ratelimit-reset-{what}"] = f"{full_s:.1f}s"
-        return found
+        return {what: bucket for what, bucket in buckets.items() if bucket is not None}
 
 
 LOCAL = Identity(Key(name="local", sha256="", scopes=frozenset(SCOPES)))
@@ -191,6 +195,11 @@ class Keys:
     def asked(self) -> bool:
         """Whether a key is asked for."""
         return self._asked
+
+    @property
+    def holders(self) -> list[Identity]:
+        """Who holds a key that is good."""
+        return list(self._holders)
 
     def holder(self, digest: bytes) -> Identity | None:
         """Return who holds the key of a SHA-256 digest; None where it is not known, or no more."""

@@ -145,6 +145,7 @@ class Bucket:
         self._clock = clock
         self._level = float(per_minute)
         self._at = clock()
+        self._unsettled = 0.0
 
     @property
     def level(self) -> float:
@@ -161,6 +162,21 @@ class Bucket:
     def take(self, amount: float) -> None:
         """Take out, also more than there is."""
         self._level = self.level - amount
+        self._unsettled += amount
+
+    def unsettled(self) -> float:
+        """Return what was taken since the last call, for those who share the bucket."""
+        taken, self._unsettled = self._unsettled, 0.0
+        return taken
+
+    def settle(self, level: float) -> None:
+        """Take over what all who share it have left, less what was taken since `unsettled`."""
+        self._level = level - self._unsettled
+        self._at = self._clock()
+
+    def unsettle(self, amount: float) -> None:
+        """Say that what `unsettled` returned could not be told to the others."""
+        self._unsettled += amount
 
 
 async def read_body(request: Request, limit_bytes: int) -> bytes:

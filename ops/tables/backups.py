@@ -10,7 +10,7 @@ import sqlalchemy as sa
 
 from ops.errors import StoreError, StoreUnavailable
 from ops.tables.base import Database
-from ops.tables.schema import adapters, cycles, heartbeats, leases, metadata
+from ops.tables.schema import adapters, cycles, heartbeats, leases, metadata, shares
 
 PAGE = 100
 """Rows that are carried over at once."""
@@ -52,7 +52,7 @@ class Backups(Database):
         Raises:
             Conflict: this one is not empty; nothing was written.
         """
-        of_processes = {leases, heartbeats}
+        of_processes = {leases, heartbeats, shares}
         with other._read() as source, self._write() as target:
             for table in metadata.sorted_tables:
                 if table in of_processes:

@@ -336,6 +336,14 @@ heartbeats = sa.Table(
     sa.Column("host", sa.Text, nullable=False),
     sa.Column("state", _json, nullable=False),
 )
+shares = sa.Table(
+    "shares",
+    metadata,
+    sa.Column("key_sha256", sa.Text, primary_key=True),
+    sa.Column("what", sa.Text, primary_key=True),
+    sa.Column("level", sa.Float, nullable=False),
+    sa.Column("at", UtcTime, nullable=False),
+)
 
 TABLE_OF: Mapping[type, sa.Table] = {
     Interaction: interactions,
