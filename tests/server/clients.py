@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
+
+from tests.server.conftest import environment as ours
 
 HERE = Path(__file__).parent
 INSTALLED = HERE.parents[1] / ".venv" / "clients"
@@ -32,10 +33,10 @@ def node_clients() -> tuple[str, Path]:
 
 
 def run(*command: str | Path, **environment: str) -> str:
-    """Run a client, and return what it printed."""
+    """Run a client, and return what it printed; it may keep its compiled modules."""
     done = subprocess.run(
         [str(part) for part in command],
-        env={**os.environ, **environment},
+        env={**ours(), **environment},
         capture_output=True,
         text=True,
         stdin=subprocess.DEVNULL,
@@ -61,9 +62,7 @@ class Llm:
         asked = run(self._program, "-m", "journeyman", *arguments, **self._environment)
         return asked.removesuffix("\n")
 
-    def last_id(self) -> str:
-        """The id of the last answer, as it logged it."""
-        listed = run(self._program, "logs", "list", "-n", "1", "--json", **self._environment)
-        (entry,) = json.loads(listed)
-        answer_id: str = entry["response_json"]["id"]
-        return answer_id
+    def logged(self) -> dict[str, str]:
+        """The ids of the answers and their texts, as it logged them."""
+        listed = run(self._program, "logs", "list", "-n", "0", "--json", **self._environment)
+        return {entry["response_json"]["id"]: entry["response"] for entry in json.loads(listed)}

@@ -15,13 +15,16 @@ pytestmark = pytest.mark.slow
 LOOK = "def look(where: str) -> str:\n    return 'nothing in ' + where\n"
 
 
-@pytest.mark.parametrize("streamed", [True, False], ids=["stream", "whole"])
-def test_llm_asks_and_is_answered(server: Running, tmp_path: Path, streamed: bool) -> None:
+def test_llm_asks_and_is_answered(server: Running, tmp_path: Path) -> None:
     llm = Llm(server.url, tmp_path / "llm")
-    assert llm.ask("add", *["--no-stream"][streamed:]) == PROGRAM
-    row = server.store.interaction(llm.last_id().removeprefix("chatcmpl-"))
-    assert row.choices[0]["message"]["content"] == PROGRAM
-    assert bool(server.engine.bodies()[-1].get("stream")) == streamed
+    for streamed in (True, False):
+        assert llm.ask("add", *["--no-stream"][streamed:]) == PROGRAM
+        assert bool(server.engine.bodies()[-1].get("stream")) == streamed
+    logged = llm.logged()
+    assert len(logged) == 2
+    for answer_id, text in logged.items():
+        row = server.store.interaction(answer_id.removeprefix("chatcmpl-"))
+        assert row.choices[0]["message"]["content"] == text == PROGRAM
 
 
 def test_llm_runs_the_tools_it_is_asked_to(server: Running, tmp_path: Path) -> None:
