@@ -178,7 +178,9 @@ RESOURCES = (
         "    with open('sparse', 'wb') as file:\n"
         "        file.truncate(1 << 40)\n"
         "attempt('sparse file of 1 TB', sparse)\n"
-        "import zlib\n"
+        "import mmap, zlib\n"
+        # Room that is taken but not touched: the bomb need not burst for seconds to fill the rest.
+        "room = mmap.mmap(-1, 512 << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)\n"
         "bomb = zlib.compress(bytes(64 << 20), 9)\n"
         "return [len(b''.join(zlib.decompress(bomb) for _ in range(64)))]",
         *_NO_MEMORY,

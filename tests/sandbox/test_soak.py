@@ -1,4 +1,7 @@
-"""Ten thousand runs in a row: memory, descriptors and processes stay flat."""
+"""Two thousand runs in a row: memory, descriptors and processes stay flat.
+
+`python ops/bench/sandbox.py --soak 10000` does ten thousand.
+"""
 
 import asyncio
 import gc
@@ -13,7 +16,8 @@ from sandbox.selfcheck import descendants
 from sandbox.types import Limits, Verdict
 from tests.sandbox.conftest import Lab
 
-RUNS = 10_000
+RUNS = 2_000
+PART = 400
 MIX = ("F02", "F06", "F07", "F10", "K11", "R01", "P03", "S06", "F15", "R23")
 
 
@@ -24,8 +28,7 @@ def resident_bytes() -> int:
 
 @pytest.mark.slow
 @pytest.mark.isolation
-@pytest.mark.timeout(600)
-def test_ten_thousand_runs_leave_nothing_behind(lab: Lab) -> None:
+def test_thousands_of_runs_leave_nothing_behind(lab: Lab) -> None:
     hostile = [attack.code for attack in ATTACKS if attack.name in MIX]
     source = random.Random(1)
     good = "def f(x):\n    return x * x\n"
@@ -50,15 +53,15 @@ def test_ten_thousand_runs_leave_nothing_behind(lab: Lab) -> None:
                     assert run.values == (number * number,)
 
             memory, files = [], []
-            for start in range(0, RUNS, 1000):
-                await asyncio.gather(*(one(n) for n in range(start, start + 1000)))
+            for start in range(0, RUNS, PART):
+                await asyncio.gather(*(one(n) for n in range(start, start + PART)))
                 gc.collect()
                 memory.append(resident_bytes())
                 files.append(len(os.listdir("/proc/self/fd")))
             return memory, files, len(descendants(*pool.process_ids()))
 
     memory, files, processes = lab.do(work(), timeout_s=550)
-    # The first thousand warm caches up; nothing may grow after that.
+    # The first two parts warm caches up; nothing may grow after that.
     assert memory[-1] - memory[1] < 8 << 20, memory
     assert max(files[1:]) - files[1] <= 24, files
     assert files[-1] - files[1] <= 12, files
