@@ -17,6 +17,7 @@ import logging
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from datetime import datetime
 from functools import partial
 
@@ -26,6 +27,7 @@ from ops.records import Decision, now
 from ops.registry import Registry
 from ops.store import Store
 from ops.trials import Kind, Rules, Trial, Verdict
+from server.faults import ENOUGH
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +39,8 @@ class Canary:
         store: the record.
         registry: where a verdict is made true.
         rules: what trials go by.
+        faults: how many requests a canary has failed by its own fault, and the last error
+            (`server.faults`).
         server: this server's name, as the actor of transitions.
         look_s: seconds between two looks.
         tell: called when something was decided.
@@ -48,6 +52,7 @@ class Canary:
         registry: Registry,
         rules: Rules,
         *,
+        faults: Callable[[int], tuple[int, str]] = lambda version: (0, ""),
         server: str,
         look_s: float,
         tell: Callable[[], None],
@@ -55,6 +60,7 @@ class Canary:
         self._store = store
         self._registry = registry
         self._rules = rules
+        self._faults = faults
         self._actor = f"server:{server}"
         self._look_s = look_s
         self._tell = tell
@@ -100,6 +106,7 @@ class Canary:
             return False
         elapsed_s = self._elapsed(trial)
         verdict = trials.judge(self._store, trial, self._rules, elapsed_s=elapsed_s)
+        verdict = self._with_faults(trial, verdict)
         if verdict.decision is Decision.CONTINUE:
             return False
         try:
@@ -120,6 +127,18 @@ class Canary:
             extra={"action": "trial", "version": trial.version, "decision": verdict.decision},
         )
         return True
+
+    def _with_faults(self, trial: Trial, verdict: Verdict) -> Verdict:
+        """A canary that makes the engine fail is rejected, whatever its answers are like."""
+        count, error = self._faults(trial.version) if trial.kind is Kind.CANARY else (0, "")
+        numbers = verdict.numbers | {"faults": count}
+        if count < ENOUGH:
+            return replace(verdict, numbers=numbers)
+        reason = (
+            f"{count} requests failed under {trial.name}, twice each, which the engine answered "
+            f"under the champion: {error[:200]}"
+        )
+        return Verdict(decision=Decision.REJECT, reason=reason, numbers=numbers)
 
     def _elapsed(self, trial: Trial) -> float:
         """How long the trial has been under way, in seconds; no jump of the clock counts."""

@@ -21,6 +21,7 @@ import aiohttp
 from ops import tracing
 from ops.records import new_id
 from server.errors import (
+    EngineFault,
     EngineLost,
     EngineRefusal,
     EngineTimeout,
@@ -292,9 +293,8 @@ async def _raise_status(response: aiohttp.ClientResponse) -> None:
                 }
             }
         raise EngineRefusal(response.status, body)
-    raise EngineUnavailable(
-        f"the engine answers {response.status}: {_message(data.decode('utf-8', 'replace'))}"
-    )
+    kind = EngineUnavailable if response.status == 503 else EngineFault
+    raise kind(f"the engine answers {response.status}: {_message(data.decode('utf-8', 'replace'))}")
 
 
 def _object(data: bytes) -> Json:

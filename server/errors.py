@@ -12,7 +12,8 @@ ServerError                      base; rendered by one handler (`server.app`)
 │   ├── EngineUnavailable        the engine is down, too slow, or still loading an adapter
 │   │   ├── EngineUntold         no connection came about: it was asked nothing
 │   │   ├── EngineLost           the connection broke before the answer was whole
-│   │   └── EngineTimeout        it was asked, and said nothing in time
+│   │   ├── EngineTimeout        it was asked, and said nothing in time
+│   │   └── EngineFault          it answered 5xx, other than that it is not ready
 │   ├── SandboxUnavailable       the sandbox failed; nothing is said of the program
 │   ├── RecordUnavailable        the answer could not be made durable, so it is not given
 │   ├── Overloaded               too many requests are in flight
@@ -157,6 +158,10 @@ class EngineLost(EngineUnavailable):
 
 class EngineTimeout(EngineUnavailable):
     """The engine was asked, and said nothing in time; it may still be at work on it."""
+
+
+class EngineFault(EngineUnavailable):
+    """The engine answered 5xx, other than 503: it was there, and this went wrong in it."""
 
 
 class SandboxUnavailable(Unavailable):

@@ -111,6 +111,8 @@ class Replicas:
         self._again = asyncio.Event()
         self.on_change: Callable[[], None] = lambda: None
         """Called when a replica came, left, failed or had lost something."""
+        self.on_failure: Callable[[str, Json, str, Exception], None] = lambda *request: None
+        """Called with path, body, id and error of a request that could not be answered."""
 
     async def __aenter__(self) -> Replicas:
         self._open = True
@@ -214,7 +216,7 @@ class Replicas:
             EngineRefusal: 4xx; the client's fault unless we built the body.
             EngineUnavailable: no replica could answer.
         """
-        async with AsyncExitStack() as stack:
+        async with self._told(path, body, request_id), AsyncExitStack() as stack:
 
             async def ask(replica: Replica, attempt: AsyncExitStack) -> Json:
                 return await replica.engine.post(path, body, request_id=request_id)
@@ -233,7 +235,7 @@ class Replicas:
             EngineRefusal: 4xx before the stream began.
             EngineUnavailable: no replica could answer, or the one that did broke off.
         """
-        async with AsyncExitStack() as stack:
+        async with self._told(path, body, request_id), AsyncExitStack() as stack:
 
             async def ask(replica: Replica, attempt: AsyncExitStack) -> AsyncIterator[bytes]:
                 sending = replica.engine.stream(path, body, request_id=request_id)
@@ -244,6 +246,15 @@ class Replicas:
                 return _after(await anext(chunks, b""), chunks)
 
             yield await self._somewhere(ask, body, stack)
+
+    @asynccontextmanager
+    async def _told(self, path: str, body: Json, request_id: str) -> AsyncIterator[None]:
+        """Tell of the failure of the block."""
+        try:
+            yield
+        except (EngineRefusal, EngineUnavailable) as error:
+            self.on_failure(path, body, request_id, error)
+            raise
 
     async def _somewhere(
         self,
