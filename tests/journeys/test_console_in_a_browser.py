@@ -21,6 +21,7 @@ from ops.records import Alias, CycleState, Metric
 from ops.settings import KeySettings
 from tests.fake_engine import FakeEngine
 from tests.journeys.story import HOSTILE, Story
+from tests.server.clients import node_clients
 from tests.server.conftest import SharedPool, serving
 
 pytestmark = pytest.mark.slow
@@ -62,6 +63,15 @@ CONTRAST = """() => {
 }"""
 
 
+AXE = """async () => {
+  const found = await axe.run(document);
+  if (found.passes.length < 10) return ['the page was not looked at'];
+  return found.violations.flatMap(
+    (rule) => rule.nodes.map((node) => `${rule.id}: ${node.html}`));
+}"""
+"""Every rule of axe-core (WCAG 2 and best practices): what breaks it, by rule."""
+
+
 @dataclass
 class Browsing:
     """A page of the browser, and what it complained of."""
@@ -100,6 +110,11 @@ class Browsing:
         wide = "document.documentElement.scrollWidth - innerWidth"
         assert self.page.evaluate(wide) <= 0, "the page is wider than the window"
 
+    def accessible(self, axe: str) -> None:
+        """Assert that axe-core finds nothing wrong with the page."""
+        self.page.evaluate(axe)
+        assert self.page.evaluate(AXE) == []
+
     def shoot(self, name: str, *, height: int | None = None) -> None:
         if SCREENSHOTS is None:
             return
@@ -134,6 +149,13 @@ def pool() -> Iterator[SharedPool]:
     shared = SharedPool()
     yield shared
     shared.close()
+
+
+@pytest.fixture(scope="module")
+def axe() -> str:
+    """The program text of axe-core, of the npm registry."""
+    _, installed = node_clients()
+    return (installed / "node_modules" / "axe-core" / "axe.min.js").read_text()
 
 
 @pytest.fixture(scope="module")
@@ -288,6 +310,21 @@ def test_every_page_is_legible(browsing: Browsing, request: pytest.FixtureReques
         browsing.sound()
         if (look, name) in (("dark", "Learning"), ("narrow", "Now")):
             browsing.shoot(f"{name.lower()}-{look}", height=1100)
+
+
+@pytest.mark.parametrize("browsing", LOOKS[:2], indirect=True, ids=["light", "dark"])
+def test_axe_finds_nothing_on_any_page(browsing: Browsing, axe: str) -> None:
+    page = browsing.page
+    for name in PAGES:
+        browsing.go(name)
+        browsing.accessible(axe)
+    one = page.locator("main").get_by_role("link").first
+    for name in ("Adapters", "Cycles", "Interactions"):
+        browsing.go(name)
+        one.click()
+        browsing.accessible(axe)
+    page.goto(f"{browsing.url}/console/rollback")
+    browsing.accessible(axe)
 
 
 @pytest.mark.parametrize("browsing", LOOKS[3:], indirect=True, ids=["no script"])
