@@ -714,6 +714,7 @@ class CycleRun:
             batch_rows=train.batch_rows,
             max_tokens=train.max_tokens,
             seed=train.seed,
+            gradient_checkpointing=train.gradient_checkpointing,
         )
 
     def _caps(self) -> screen.Caps:

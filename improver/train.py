@@ -18,9 +18,9 @@ Plain cross-entropy on the answer is the objective of all three recipes (ILF, ar
 section 2.2; GIFT4Code, arXiv 2402.08073; Inverse-Instruct, arXiv 2407.05700). Deviation: LoRA
 where the papers tune all weights, hence larger learning rates than theirs.
 
-Covered: one device (CUDA, else the CPU), early stop on a held-out split, refusal of what the engine
-would refuse. Not covered: several devices, gradient checkpointing. Preferences are
-`prefer`'s, which goes on from what this step leaves.
+Covered: one device (CUDA, else the CPU), gradient checkpointing, early stop on a held-out split,
+refusal of what the engine would refuse. Not covered: several devices. Preferences are `prefer`'s,
+which goes on from what this step leaves.
 """
 
 from __future__ import annotations
@@ -343,6 +343,9 @@ def lora_config(job: TrainJob, base: Any) -> LoraConfig:
 def load_model(job: TrainJob, device: torch.device, dtype: torch.dtype) -> Any:
     """Load the base and put fresh LoRA layers into it; their weights stay fp32."""
     base = load_base(job, device, dtype)
+    if job.gradient_checkpointing:
+        # Not the reentrant kind: with frozen embeddings it would find nothing to learn.
+        base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return get_peft_model(base, lora_config(job, base))
 
 

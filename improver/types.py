@@ -130,6 +130,7 @@ class TrainJob:
     evaluations_per_epoch: int = 2
     microbatch_tokens: int = 1024
     checkpoint_s: float = 30.0
+    gradient_checkpointing: bool = False
     target_modules: tuple[str, ...] = LORA_TARGETS
     learning_rates: tuple[float, ...] = ()
     """Where there are several, held-out rows choose among them; `learning_rate` is the first."""

@@ -296,6 +296,10 @@ class TrainSettings(Section):
     batch_rows: int = Field(8, ge=1, description="rows per optimiser step")
     max_tokens: int = Field(1024, ge=64, description="longest row; longer ones are dropped")
     seed: int = 7
+    gradient_checkpointing: bool = Field(
+        False,
+        description="compute activations again instead of keeping them: less memory, more time",
+    )
     held_out_share: float = Field(0.1, ge=0, lt=0.5)
     preferences: Literal["none", "dpo", "kto"] = Field(
         "none",

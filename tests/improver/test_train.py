@@ -112,6 +112,29 @@ def test_gradients_by_parts_are_those_of_the_whole(job: TrainJob, tmp_path: Path
         assert torch.allclose(one, other, atol=1e-5)
 
 
+def test_activations_may_be_computed_again_instead_of_kept(job: TrainJob, tmp_path: Path) -> None:
+    passes: dict[bool, int] = {}
+    found: dict[bool, list[torch.Tensor]] = {}
+    for again in (False, True):
+        changed = replace(job, dropout=0.0, gradient_checkpointing=again)
+        run = train.Run(prepare(tmp_path / str(again), changed), changed, lambda line: None)
+        torch.manual_seed(3)
+        with torch.no_grad():  # LoRA's B is zero at first, and A's gradient with it
+            for weight in run.weights:
+                weight.add_(torch.randn_like(weight) * 0.05)
+        seen: list[int] = []
+        layer = run.model.get_base_model().model.layers[0].mlp.gate_proj
+        layer.register_forward_hook(lambda *told, seen=seen: seen.append(1))
+        run.model.train()
+        train.learn(run.model, run.rows[:3], run.device, 50)
+        passes[again] = len(seen)
+        found[again] = [w.grad for w in run.weights if w.grad is not None]
+    assert passes == {False: 1, True: 2}
+    assert len(found[True]) == len(found[False]) > 0
+    for one, other in zip(found[True], found[False], strict=True):
+        assert torch.allclose(one, other, atol=1e-6)
+
+
 def test_the_loss_falls_and_all_is_left_behind(job: TrainJob, tmp_path: Path) -> None:
     directory = prepare(tmp_path / "a", job)
     report = train.train(directory)
