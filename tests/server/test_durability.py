@@ -82,11 +82,11 @@ def kill(pid: int) -> None:
 
 
 @contextmanager
-def nursery(data_dir: Path, engine: FakeEngine) -> Iterator[Victims]:
-    """Where servers come from."""
+def nursery(data_dir: Path, *engines: FakeEngine, **variables: str) -> Iterator[Victims]:
+    """Where servers come from; `variables` are added to their environment."""
     process = subprocess.Popen(
-        [sys.executable, VICTIM, str(data_dir), engine.url],
-        env=environment(),
+        [sys.executable, VICTIM, str(data_dir), ",".join(engine.url for engine in engines)],
+        env=environment() | variables,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

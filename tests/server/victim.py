@@ -1,4 +1,4 @@
-"""`python victim.py DATA_DIR ENGINE_URL`: servers to be killed, quick to start.
+"""`python victim.py DATA_DIR ENGINE_URL,…`: servers to be killed, quick to start.
 
 All is imported and the application built once. For each port that is read, a server is forked off
 that listens on it, and its process id written. Their sandbox approves of everything, because
@@ -54,7 +54,7 @@ class Approving:
 def main() -> None:
     settings = Settings(
         data_dir=Path(sys.argv[1]),
-        engine=EngineSettings(url=sys.argv[2]),
+        engine=EngineSettings(urls=tuple(sys.argv[2].split(","))),
         server=ServerSettings(poll_s=0.1),
     )
     # It has opened nothing yet: its lifespan does, in the child.
