@@ -1,5 +1,9 @@
 """*Try it*: ask for a program under a specification, see it judged, and say what it is worth.
 
+Where there is a script the answer is shown while it is written: the form is sent for an event
+stream, the same as a client of the API gets. Without one, or when it is refused, the page comes
+whole.
+
 The request goes the way of `POST /v1/chat/completions`, by the same reading, generating and
 recording, under the name of who is signed in; so what is said of its answer teaches like any other
 feedback. The answer is shown out of the record, where it is found again.
@@ -22,8 +26,8 @@ from server.console.base import Form, form_of, new_router, read, render, visitor
 from server.console.door import Visitor
 from server.console.interactions import whole
 from server.errors import BadRequest, ServerError
-from server.protocol import read_envelope
-from server.replies import Exchange
+from server.protocol import Envelope, SpecRequest, read_envelope
+from server.replies import Exchange, Reply
 from server.state import current
 
 router = new_router()
@@ -32,6 +36,7 @@ PATH = f"{CONSOLE}/try"
 MAX_SECONDS = 300.0
 """A browser waits that long."""
 MAX_EXAMPLES = 50
+STREAM = "text/event-stream"
 SUGGESTED: Json = {
     "prompt": "Write a function that merges overlapping intervals.",
     "types": "(intervals: list[list[int]]) -> list[list[int]]",
@@ -141,6 +146,13 @@ async def ask(request: Request) -> Response:
         return _page(request, visitor, draft, focus=len(draft.examples) - 1)
     if form.get("change") == "clear":
         return _page(request, visitor, Draft(examples=[("", "", False)]))
+    if STREAM in request.headers.get("accept", ""):
+        envelope, spec = _asked(request, visitor, draft, stream=True)
+
+        async def write(exchange: Exchange) -> None:
+            await chat.answer(request, envelope, spec, exchange)
+
+        return Reply(write)
     try:
         interaction_id = await _answer(request, visitor, draft)
     except ServerError as error:
@@ -151,6 +163,19 @@ async def ask(request: Request) -> Response:
 
 async def _answer(request: Request, visitor: Visitor, draft: Draft) -> str:
     """Ask the server itself, as a client would; return the interaction's id."""
+    envelope, spec = _asked(request, visitor, draft)
+    call = await chat.answer(request, envelope, spec, Exchange(_nowhere))
+    return call.id
+
+
+def _asked(
+    request: Request, visitor: Visitor, draft: Draft, **more: Any
+) -> tuple[Envelope, SpecRequest | None]:
+    """Read the form as the request that a client would send; the visitor's share pays for it.
+
+    Raises:
+        ServerError: it is refused.
+    """
     state = current(request)
     if not draft.prompt.strip():
         raise BadRequest("Write what the program should do.", param="prompt")
@@ -158,6 +183,7 @@ async def _answer(request: Request, visitor: Visitor, draft: Draft) -> str:
         "model": draft.model,
         "messages": [{"role": "user", "content": draft.prompt}],
         "metadata": {"via": "console"},
+        **more,
     }
     if (io_spec := draft.io_spec()) is not None:
         body["io_spec"] = io_spec
@@ -168,8 +194,7 @@ async def _answer(request: Request, visitor: Visitor, draft: Draft) -> str:
     visitor.identity.admit()
     state.recorder.require()
     request.state.identity = visitor.identity
-    call = await chat.answer(request, envelope, spec, Exchange(_nowhere))
-    return call.id
+    return envelope, spec
 
 
 async def _nowhere(message: Message) -> None:

@@ -247,6 +247,38 @@ def test_a_program_is_tried_and_what_is_said_teaches(browsing: Browsing, told: S
     assert said == {Metric.ACCEPTED: True, Metric.COMMENT: HOSTILE}
 
 
+def test_an_answer_shows_while_it_is_written(browsing: Browsing, told: Story) -> None:
+    page, engine = browsing.page, told.server.engine
+    browsing.go("Try it")
+    page.get_by_role("button", name="Clear").click()
+    page.get_by_label("What the program should do").fill("Say what you know of intervals.")
+    engine.token_delay_s = 0.3
+    try:
+        page.get_by_role("button", name="Ask").click()
+        page.locator("pre.writing", has_text=re.compile(".")).wait_for()
+        assert page.get_by_text("In the record").count() == 0
+        assert "Several programs" in page.locator(".busy").inner_text()
+    finally:
+        engine.token_delay_s = 0.0
+    page.get_by_role("link", name="In the record").wait_for()
+    assert page.locator("pre.writing").count() == 0
+    assert page.get_by_label("What the program should do").input_value().startswith("Say what")
+    browsing.sound()
+    page.get_by_role("button", name="Accept").click()
+    page.get_by_text("The next cycle can learn from it").wait_for()
+
+
+def test_what_is_refused_is_said_as_without_a_script(browsing: Browsing) -> None:
+    page = browsing.page
+    browsing.go("Try it")
+    page.get_by_label("Arguments of example 1").fill("no JSON")
+    page.get_by_role("button", name="Ask").click()
+    page.get_by_role("alert").get_by_text("this is no JSON").wait_for()
+    refused = "Failed to load resource"  # what a browser says of every 400
+    assert all(refused in words for words in browsing.complaints)
+    browsing.complaints.clear()
+
+
 def test_promotion_and_rollback_ask_first(browsing: Browsing, told: Story) -> None:
     page, server = browsing.page, told.server
     browsing.go("Adapters")

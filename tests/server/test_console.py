@@ -454,6 +454,17 @@ def test_forms_of_other_sites_are_refused(shared: Running, path: str) -> None:
     assert shared.store.count() == before
 
 
+def test_an_answer_is_streamed_to_who_asks_for_a_stream(shared: Running) -> None:
+    answer = _post(shared.http, "/try", {"prompt": "add"}, headers={"accept": "text/event-stream"})
+    assert answer.headers["content-type"].startswith("text/event-stream")
+    assert answer.text.endswith("data: [DONE]\n\n")
+    row = shared.store.interaction(answer.headers["x-journeyman-interaction-id"])
+    assert row.metadata["via"] == "console"
+    refused = _post(shared.http, "/try", {"prompt": ""}, headers={"accept": "text/event-stream"})
+    assert refused.status_code == 400
+    assert refused.headers["content-type"].startswith("text/html")
+
+
 def test_without_keys_only_names_of_this_machine_are_answered(shared: Running) -> None:
     for host in (
         "rebound.example",
