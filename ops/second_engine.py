@@ -128,7 +128,14 @@ class SecondEngine:
     def _opened(self) -> Store:
         if self._store is None:
             self._store = Store.open(self._settings.store_url)
+            self._tidy(self._store)  # what changed while nothing ran, an erasure perhaps
         return self._store
+
+    def _tidy(self, store: Store) -> None:
+        """Keep the merged weights of the champion alone: others are of no use, or were erased."""
+        champion = store.aliases().get(Alias.CHAMPION)
+        keep = store.adapter(champion).sha256 if champion else None
+        merges.keep_only(self._settings.merged_dir, keep)
 
     # --- on the way in --------------------------------------------------------------------------
 
@@ -199,9 +206,7 @@ class SecondEngine:
             self._supervisor.remove(engine)
         self._engine = self._adapter = self._left_at = None
         self._complained = ""
-        champion = self._opened().aliases().get(Alias.CHAMPION)
-        keep = self._opened().adapter(champion).sha256 if champion else None
-        merges.keep_only(self._settings.merged_dir, keep)
+        self._tidy(self._opened())
 
     def _in_use(self) -> bool:
         """Whether our server still has requests on it, or may send some."""

@@ -157,6 +157,13 @@ def test_a_champion_that_nothing_is_beside_gets_an_engine(house: House) -> None:
     assert house.merged.parent.name == adapter.sha256
 
 
+def test_what_was_merged_for_nobody_any_more_goes_at_the_start(house: House) -> None:
+    left = house.settings.merged_dir / ("e" * 64)
+    left.mkdir(parents=True)
+    house.second.look()
+    assert not left.exists()
+
+
 def test_another_champion_waits_until_nobody_asks_the_one_before(house: House) -> None:
     first = house.promote(b"\1")
     house.until(lambda: house.running(first))
