@@ -8,10 +8,12 @@ The parts:
     feedback   ILF's table 2 (arXiv 2303.16749): is a person's correction likelier under the model
                when it reads the feedback on this very program, on another one, or none? By the
                log-probability of the correction, which takes no sampling. No server is needed.
+    repair     the same table by sampling: how many of `--samples` refinements pass all tests, under
+               each arm. Starts an engine of its own, on a free port.
     tuning     ILF's table 4 in shape: the base model, and adapters trained on its own refinements
                (`ilf`), on people's (`human`), on reference programs (`gold`), and on its own right
                answers (`resample`: rejection sampling), for the same tasks; pass@1 on MBPP tasks
-               that none of them is near to. Starts an engine of its own, on a free port.
+               that none of them is near to. Starts an engine of its own as well.
     order      Inverse-Instruct's ablations (arXiv 2407.05700): self-made pairs first, last or mixed
                in, chosen by the judge or at random, or none; by the loss on held-out pairs of the
                corpus (`train/codeinstruct_python.jsonl`). Starts an engine of its own as well.
@@ -54,7 +56,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from improver import contexts, corpus, importer, score
-from improver.attempts import Attempted, attempt, together
+from improver.attempts import Attempted, Judge, attempt, together
 from improver.benchmarks.base import Task, read_jsonl
 from improver.benchmarks.mbpp import TaskFile
 from improver.contexts import Context
@@ -94,6 +96,8 @@ FEEDBACK_ARMS = {
 TUNING_ARMS = ("resample", "ilf", "human", "gold")
 TRAIN_SPLIT = "Train"
 RIGHT = "right"
+AT_ONCE = 8
+"""Wrong programs whose refinements are asked for side by side."""
 Numbers = np.ndarray[Any, Any]
 
 
@@ -211,6 +215,53 @@ def feedback(work: Work) -> None:
                 "logprobs": found,
             }
             journal.add(key, told)
+
+
+def repair(work: Work) -> None:
+    """Sample refinements of each wrong program under each arm, as far as the time goes."""
+    asyncio.run(_repair(work))
+
+
+async def _repair(work: Work) -> None:
+    model = models.resolve(work.model)
+    cases = feedback_cases(work.data / "train" / "ilf_human_feedback.jsonl")
+    others = {case.interaction_id: case.feedback for case in ilf.shuffled(cases, SEED)}
+    random.Random(SEED).shuffle(cases)
+    with work.journal("repair") as journal, engine(model, work.directory) as url:
+        async with _asked(url, Limits(wall_s=10.0, cpu_s=8)) as (policy, pool):
+            policy.model = model.name
+            chosen = cases[: work.limit]
+            for start in units(range(0, len(chosen), AT_ONCE), work):
+                await together(
+                    repaired(work, case, others[case.interaction_id], policy, pool, journal)
+                    for case in chosen[start : start + AT_ONCE]
+                )
+
+
+async def repaired(
+    work: Work, case: Case, other: str, policy: Policy, pool: Judge, journal: Journal
+) -> None:
+    """Count the refinements of one wrong program that pass, with each arm's feedback."""
+    key = f"{work.model}|{work.samples}|{case.interaction_id}"
+    if key in journal.done:
+        return
+    spec = parse_spec(case.spec)
+    passed: dict[str, int] = {}
+    for arm, control in FEEDBACK_ARMS.items():
+        told = replace(case, feedback=other if arm == "shuffled" else case.feedback)
+        tried = await attempt(
+            policy,
+            pool,
+            ilf.refinement_prompt(told, spec, control),
+            spec,
+            n=work.samples,
+            temperature=0.8,
+            max_tokens=256,
+            seed=case_seed(SEED, case.interaction_id),
+            stop=[ilf.END_OF_PROGRAM],
+        )
+        passed[arm] = sum(one.passed is True for one in tried)
+    journal.add(key, {"model": work.model, "samples": work.samples, "passed": passed})
 
 
 def code_like(words: str) -> bool:
@@ -778,6 +829,7 @@ def score_specs(work: Work, rows: Sequence[Row], arm: str, scorer: Scorer) -> No
 
 PARTS: dict[str, Callable[[Work], None]] = {
     "feedback": feedback,
+    "repair": repair,
     "tuning": tuning,
     "order": order,
     "specs": specs,

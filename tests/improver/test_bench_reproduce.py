@@ -157,6 +157,36 @@ async def test_what_was_sampled_is_never_sampled_again(
     assert sum("### Feedback" in text for text in told) == len(cases)
 
 
+async def test_refinements_are_counted_with_each_feedback(
+    bench: ModuleType,
+    pages: ModuleType,
+    annotated: Path,
+    server: StubServer,
+    judge: ExecJudge,
+    tmp_path: Path,
+) -> None:
+    first, second = bench.feedback_cases(annotated, "Train")
+
+    def answer(body: dict[str, Any], index: int) -> str:
+        helped = first.feedback in body["messages"][-1]["content"]
+        return f"```python\n{first.demonstration if helped and index == 0 else first.program}"
+
+    server.script = answer
+    work = bench.Work(
+        data=tmp_path, directory=tmp_path, model="starter", limit=None, until=1e12, samples=2
+    )
+    async with Policy(server.url, "base") as policy:
+        for _ in range(2):
+            with work.journal("repair") as journal:
+                await bench.repaired(work, first, second.feedback, policy, judge, journal)
+    assert len(server.bodies) == 3
+    [told] = pages.done(tmp_path / "repair.jsonl").values()
+    assert told["passed"] == {"own": 1, "shuffled": 0, "none": 0}
+    text = "\n".join(pages.repair_section([told]))
+    assert "| 1, 2 each and arm | 50.0% (50.0% to 50.0%) | 0.0%" in text
+    assert "| +50.0% (+50.0% to +50.0%) |" in text
+
+
 def made_rows(bench: ModuleType, selection: str) -> list[Any]:
     rows = []
     for number in range(40):
@@ -378,7 +408,7 @@ def test_the_page_holds_what_was_run_and_says_what_was_not(
 def test_without_units_there_is_no_figure(pages: ModuleType, tmp_path: Path) -> None:
     pages.write(tmp_path, tmp_path / "out")
     text = (tmp_path / "out" / "reproductions.md").read_text()
-    assert text.lower().count("not run.") == 7
+    assert text.lower().count("not run.") == 8
     assert ".png" not in text
 
 
