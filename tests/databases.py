@@ -13,7 +13,8 @@ import sqlalchemy as sa
 def new_database(server_url: str) -> Iterator[str]:
     """An empty database of its own on a PostgreSQL server."""
     name = f"jm_{uuid.uuid4().hex}"
-    engine = sa.create_engine(server_url, isolation_level="AUTOCOMMIT")
+    # No pool: a connection kept for each of many databases would be too many for the server.
+    engine = sa.create_engine(server_url, isolation_level="AUTOCOMMIT", poolclass=sa.NullPool)
     with engine.connect() as connection:
         connection.execute(sa.text(f"CREATE DATABASE {name} TEMPLATE template0"))
     try:

@@ -33,6 +33,7 @@ from ops.settings import (
 from ops.store import Store
 from server.app import create_app
 from server.verification import Checker
+from tests.databases import new_database
 from tests.fake_engine import FakeEngine
 
 POLL_S = 0.05
@@ -134,6 +135,38 @@ def pool() -> Iterator[SharedPool]:
     shared.close()
 
 
+class _Databases:
+    """A database on PostgreSQL for each data directory, once there is a server for them."""
+
+    def __init__(self) -> None:
+        self.server_url: str | None = None
+        self._made = contextlib.ExitStack()
+        self._of: dict[Path, str] = {}
+
+    def of(self, data_dir: Path) -> str | None:
+        """The URL of the directory's record; None: SQLite in it."""
+        if self.server_url is not None and data_dir not in self._of:
+            self._of[data_dir] = self._made.enter_context(new_database(self.server_url))
+        return self._of.get(data_dir)
+
+    def close(self) -> None:
+        self.server_url = None
+        self._of.clear()
+        self._made.close()
+
+
+_databases = _Databases()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def databases(request: pytest.FixtureRequest) -> Iterator[None]:
+    """With `JOURNEYMAN_TEST_DATABASE=postgresql` every server's record is on PostgreSQL."""
+    if os.environ.get("JOURNEYMAN_TEST_DATABASE") == "postgresql":
+        _databases.server_url = request.getfixturevalue("postgres_url")
+    yield
+    _databases.close()
+
+
 @contextlib.contextmanager
 def serving(
     engine: FakeEngine,
@@ -152,7 +185,7 @@ def serving(
     port = listening.getsockname()[1]
     settings = Settings(
         data_dir=data_dir,
-        store=StoreSettings(url=store_url),
+        store=StoreSettings(url=store_url or _databases.of(data_dir)),
         engine=EngineSettings(**(engines or {"url": engine.url})),
         retention=RetentionSettings(**(retention or {})),
         release=release or ReleaseSettings(),
