@@ -161,6 +161,8 @@ def _vllm(
     command += ["--generation-config", "vllm"]
     if wanted.tool_call_parser:
         command += ["--enable-auto-tool-choice", "--tool-call-parser", wanted.tool_call_parser]
+    if build.device == "cuda" and wanted.gpu_memory_share is not None:
+        command += ["--gpu-memory-utilization", str(wanted.gpu_memory_share)]
     if build.device == "cpu":
         # Compiling takes longer than it saves on a CPU: measured 62 s to ready against 77 s, with
         # equal speed after (0.5B, two cores).

@@ -95,6 +95,13 @@ class EngineSettings(Section):
     max_cpu_loras: int = Field(5, ge=3, description="max_loras and the way back")
     max_lora_rank: Rank = 16
     kv_cache_gib: int = Field(2, ge=1, description="KV cache on a CPU host")
+    gpu_memory_share: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="share of a GPU's memory that the engine takes; leave room for training where "
+        "it is on the same GPU; unset: what vLLM takes by itself, nearly all",
+    )
     start_timeout_s: float = Field(900.0, gt=0)
     tool_call_parser: str = Field(
         "hermes",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from ops import keys, services
 from ops.errors import ProcessError
@@ -39,6 +40,16 @@ def test_the_engine_is_bound_to_loopback_and_takes_adapters() -> None:
     # Both would open doors that nobody guards.
     assert "VLLM_SERVER_DEV_MODE" not in engine.environment
     assert "VLLM_LORA_RESOLVER_CACHE_DIR" not in engine.environment
+
+
+def test_the_engine_leaves_room_on_a_gpu_where_it_is_told_to() -> None:
+    flag, given = "--gpu-memory-utilization", settings(gpu_memory_share=0.5)
+    assert option(services.engine(given, MODEL, CUDA).command, flag) == "0.5"
+    assert flag not in services.engine(given, MODEL, CPU).command
+    assert flag not in services.engine(settings(), MODEL, CUDA).command
+    for wrong in (0, 1, 1.5, -0.5, "half"):
+        with pytest.raises(ValidationError):
+            settings(gpu_memory_share=wrong)
 
 
 @pytest.mark.parametrize("build", [CPU, CUDA])
