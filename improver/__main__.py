@@ -465,7 +465,9 @@ async def _daemon(settings: Settings) -> int:
     store = Store.open(settings.store_url)
     idle: Idle | None = None
     if (minutes := settings.improver.idle_minutes) is not None:
-        idle = Idle(Metrics(settings.engine_url), minutes * 60)
+        # Of a name with several addresses one is asked.
+        urls = [url.removeprefix("dns+") for url in settings.engine_urls]
+        idle = Idle(Metrics(*urls), minutes * 60)
 
     async def run_cycle(cycle: Cycle) -> Cycle:
         show = LogShow(cycle.id)

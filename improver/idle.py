@@ -41,17 +41,25 @@ class Look(Protocol):
 
 
 class Metrics:
-    """Reads `/metrics` of one engine."""
+    """Reads `/metrics` of an engine, or of all of several that answer."""
 
-    def __init__(self, url: str) -> None:
-        self._url = f"{url}/metrics"
+    def __init__(self, *urls: str) -> None:
+        self._urls = [f"{url}/metrics" for url in urls]
         # Made once: to read the machine's certificates for every look costs more than to look.
         self._tls = httpx.create_ssl_context()
 
     async def __call__(self) -> str:
-        """Return the text of `/metrics`."""
+        """Return the text of `/metrics`, one after the other."""
+        texts, failure = list[str](), None
         async with httpx.AsyncClient(timeout=ANSWER_S, verify=self._tls) as client:
-            return (await client.get(self._url)).raise_for_status().text
+            for url in self._urls:
+                try:
+                    texts.append((await client.get(url)).raise_for_status().text)
+                except httpx.HTTPError as error:
+                    failure = error
+        if failure is not None and not texts:
+            raise failure
+        return "\n".join(texts)
 
 
 class Idle:

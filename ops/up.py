@@ -127,13 +127,15 @@ def _build(settings: Settings) -> EngineBuild | None:
         flag = "--engine-port"
         processes.require_port("127.0.0.1", settings.engine.port, "engine", flag)
         return services.engine_build()
-    try:
-        httpx.get(f"{settings.engine_url}/health", timeout=10).raise_for_status()
-    except httpx.HTTPError as error:
-        raise ProcessError(
-            f"the engine at {settings.engine_url} (engine.url) does not answer: {error}"
-        ) from error
-    return None
+    name, problems = ("engine.urls" if settings.engine.urls else "engine.url"), []
+    for url in settings.engine_urls:
+        try:
+            httpx.get(f"{url.removeprefix('dns+')}/health", timeout=10).raise_for_status()
+        except httpx.HTTPError as error:
+            problems.append(f"the engine at {url} ({name}) does not answer: {error}")
+        else:
+            return None  # one is enough to begin with
+    raise ProcessError("; ".join(problems))
 
 
 def _require_isolation(settings: Settings) -> None:

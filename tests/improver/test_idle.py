@@ -14,6 +14,7 @@ from improver import idle
 from improver.errors import TrainingError
 from improver.idle import Idle, Metrics, TrainWhenIdle
 from improver.types import TrainJob
+from tests.fake_engine import FakeEngine
 
 JOB: Any = None  # these trainings look at no job
 
@@ -141,6 +142,29 @@ async def test_what_is_not_known_opens_nothing_and_stops_nothing(
 async def test_an_engine_that_is_not_there_is_an_http_error() -> None:
     with pytest.raises(httpx.HTTPError):
         await Metrics("http://127.0.0.1:9")()
+
+
+async def test_of_several_engines_those_that_answer_are_read() -> None:
+    fake = FakeEngine()
+    fake.start()
+    try:
+        text = await Metrics("http://127.0.0.1:9", fake.url, fake.url)()
+    finally:
+        fake.stop()
+    assert text.count("vllm:lora_requests_info{") == 2
+
+
+async def test_several_engines_are_idle_when_all_are(clock: Clock) -> None:
+    engine = Script()
+    engine.text = metrics() + metrics()
+    watched = Idle(engine, 60)
+    await watched.see()
+    clock.at += 60
+    await watched.see()
+    assert watched.open
+    engine.text = metrics() + metrics(running=1)
+    await watched.see()
+    assert not watched.open
 
 
 class Training:
