@@ -167,6 +167,11 @@ def databases(request: pytest.FixtureRequest) -> Iterator[None]:
     _databases.close()
 
 
+def record_url(data_dir: Path) -> str:
+    """The URL of the record that a server on this data directory has."""
+    return _databases.of(data_dir) or f"sqlite:///{data_dir / 'journeyman.db'}"
+
+
 @contextlib.contextmanager
 def serving(
     engine: FakeEngine,

@@ -20,7 +20,7 @@ from server.auth import Key, Keys
 from server.errors import Unauthorized
 from server.limits import Bucket
 from tests.fake_engine import FakeEngine
-from tests.server.conftest import Running, SharedPool, serving
+from tests.server.conftest import Running, SharedPool, record_url, serving
 from tests.server.test_app import ROUTES
 
 
@@ -180,7 +180,7 @@ def test_keys_of_the_record_come_and_go_while_the_server_runs(
 def test_a_key_that_was_ever_made_is_asked_for_after_a_restart(
     engine: FakeEngine, pool: SharedPool, tmp_path: Path
 ) -> None:
-    store = Store.open(f"sqlite:///{tmp_path / 'journeyman.db'}")
+    store = Store.open(record_url(tmp_path))
     store.add_key(keys.make("ide", created_by="test").key)
     store.revoke_key("ide")
     store.close()
