@@ -684,9 +684,11 @@ def specs(work: Work) -> None:
         with engine(model, work.directory) as url:
             async with _asked(url, Limits(wall_s=10.0, cpu_s=8)) as (policy, pool):
                 policy.model = model.name
-                options = GiftOptions(max_contexts=len(found), replay_share=0.0)
+                options = GiftOptions(
+                    max_contexts=len(found), programs=work.samples, replay_share=0.0
+                )
                 recipe = Gift4Code(options, contexts=found, runner=pool)
-                with work.journal(f"specs-asked-{work.model}") as journal:
+                with work.journal(f"specs-asked-{work.model}-{work.samples}") as journal:
                     tools = Tools(
                         policy=policy, pool=pool, firewall=firewall, journal=journal, seed=SEED
                     )
@@ -846,7 +848,7 @@ def main() -> int:
     parser.add_argument("--limit", type=int, help="only so many tasks")
     parser.add_argument("--asked", type=int, help="only so many held-out tasks (tuning, specs)")
     parser.add_argument("--minutes", type=float, default=1e6, help="stop after so long")
-    parser.add_argument("--samples", type=int, default=4)
+    parser.add_argument("--samples", type=int, default=4, help="answers of each prompt")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--learning-rate", type=float, default=1e-4)
     parser.add_argument("--epochs", type=int, default=2)
