@@ -70,7 +70,6 @@ def _fraud(name: str, title: str, code: str, *expected: str) -> Attack:
     return Attack(name, title, code.strip("\n") + "\n", expected, judged="not pass")
 
 
-_ANY_ERROR = ("ERROR",)
 _SPENT = ("TIMEOUT", "CPU_LIMIT")
 _NO_MEMORY = ("MEMORY", "SIGNAL_9")
 

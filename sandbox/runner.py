@@ -195,7 +195,6 @@ class Outcome:
     done: bool = False
     loaded: bool = False
     raised: tuple[str, str] | None = None
-    raised_in_call: bool = False
     values: list[object] = field(default_factory=list)
     durations: list[float] = field(default_factory=list)
     outputs: dict[str, object] = field(default_factory=dict)

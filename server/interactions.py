@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import asdict
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter
 from starlette.requests import Request
 
 from ops.errors import NotFound, StoreError
@@ -19,6 +19,7 @@ from sandbox.errors import SpecError
 from sandbox.spec import parse_spec
 from server.calls import bare_id
 from server.errors import NotFoundError, RecordUnavailable
+from server.listing import After, Limit, listed
 from server.openapi import errors
 from server.state import State, current
 
@@ -28,8 +29,8 @@ router = APIRouter(tags=["record"])
 @router.get("/v1/interactions", responses=errors(400, 503))
 async def list_interactions(
     request: Request,
-    limit: Annotated[int, Query(ge=1, le=100)] = 20,
-    after: Annotated[str | None, Query(max_length=100, description="last id seen")] = None,
+    limit: Limit = 20,
+    after: After = None,
     verified: bool | None = None,
     source: Source | None = None,
 ) -> dict[str, Any]:
@@ -45,14 +46,7 @@ async def list_interactions(
         )
     except StoreError as error:
         raise RecordUnavailable(str(error)) from error
-    data = [interaction_out(row) for row in rows[:limit]]
-    return {
-        "object": "list",
-        "data": data,
-        "first_id": data[0]["id"] if data else None,
-        "last_id": data[-1]["id"] if data else None,
-        "has_more": len(rows) > limit,
-    }
+    return listed([interaction_out(row) for row in rows[:limit]], has_more=len(rows) > limit)
 
 
 @router.get("/v1/interactions/{interaction_id}", responses=errors(404, 503))

@@ -20,6 +20,7 @@ from server.calls import CHAT, bare_id
 from server.errors import BadRequest, NotFoundError, RecordUnavailable
 from server.feedback_log import from_metadata
 from server.limits import read_json
+from server.listing import After, Limit, listed, page
 from server.openapi import errors
 from server.protocol import checked_metadata
 from server.state import State, current
@@ -30,8 +31,6 @@ PAGE_ROWS = 200
 SCANNED_ROWS = 20_000
 """How far back a list looks for rows that fit."""
 
-Limit = Annotated[int, Query(ge=1, le=100)]
-After = Annotated[str | None, Query(max_length=100)]
 Order = Literal["desc"]
 
 
@@ -52,14 +51,7 @@ async def list_stored(
         if name.startswith("metadata[") and name.endswith("]")
     }
     rows = await _in_thread(lambda: _find(state, identity, limit + 1, after, model, wanted))
-    data = [_completion(row) for row in rows[:limit]]
-    return {
-        "object": "list",
-        "data": data,
-        "first_id": data[0]["id"] if data else None,
-        "last_id": data[-1]["id"] if data else None,
-        "has_more": len(rows) > limit,
-    }
+    return listed([_completion(row) for row in rows[:limit]], has_more=len(rows) > limit)
 
 
 @router.get("/{completion_id}", responses=errors(404, 503))
@@ -79,15 +71,7 @@ async def list_messages(
     messages = [
         {"id": f"{completion_id}-{place}", **message} for place, message in enumerate(row.messages)
     ]
-    start = next((i + 1 for i, m in enumerate(messages) if m["id"] == after), 0)
-    data = messages[start : start + limit]
-    return {
-        "object": "list",
-        "data": data,
-        "first_id": data[0]["id"] if data else None,
-        "last_id": data[-1]["id"] if data else None,
-        "has_more": len(messages) > start + limit,
-    }
+    return page(messages, limit, after)
 
 
 @router.post("/{completion_id}", responses=errors(400, 404, 413, 503))

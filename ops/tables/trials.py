@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import fields
 from datetime import datetime
-from typing import Any
 
 import sqlalchemy as sa
 
@@ -36,12 +35,7 @@ class TrialTables(Database):
             limit: the most that are returned.
         """
         columns = [interactions.c[field.name] for field in fields(LiveAnswer)]
-        query: sa.Select[Any] = sa.select(*columns).where(
-            interactions.c.adapter_version.in_(versions),
-            interactions.c.model == model,
-            interactions.c.source == Source.SERVED,
-        )
-        query = _asked_within(query, since, before)
+        query = sa.select(*columns).where(*_answered(model, versions, since, before))
         newest = interactions.c.created_at.desc(), interactions.c.id.desc()
         return self._select(LiveAnswer, query.order_by(*newest).limit(limit))
 
@@ -58,7 +52,7 @@ class TrialTables(Database):
 
         Only people's word counts, and only on the first choice.
         """
-        query: sa.Select[Any] = (
+        query = (
             sa.select(
                 feedback.c.created_at.label("at"),
                 interactions.c.adapter_version,
@@ -69,21 +63,22 @@ class TrialTables(Database):
                 feedback.c.metric == Metric.ACCEPTED,
                 feedback.c.choice_index == 0,
                 feedback.c.source == FeedbackSource.HUMAN,
-                interactions.c.adapter_version.in_(versions),
-                interactions.c.model == model,
-                interactions.c.source == Source.SERVED,
+                *_answered(model, versions, since, before),
             )
         )
-        query = _asked_within(query, since, before)
         newest = feedback.c.created_at.desc(), feedback.c.id.desc()
         return self._select(LiveOpinion, query.order_by(*newest).limit(limit))
 
 
-def _asked_within(
-    query: sa.Select[Any], since: datetime | None, before: datetime | None
-) -> sa.Select[Any]:
-    if since is not None:
-        query = query.where(interactions.c.created_at >= since)
-    if before is not None:
-        query = query.where(interactions.c.created_at < before)
-    return query
+def _answered(
+    model: str, versions: Collection[int], since: datetime | None, before: datetime | None
+) -> list[sa.ColumnElement[bool]]:
+    """Which interactions these versions answered, under a name and within a time."""
+    wanted = [
+        interactions.c.adapter_version.in_(versions),
+        interactions.c.model == model,
+        interactions.c.source == Source.SERVED,
+    ]
+    wanted += [] if since is None else [interactions.c.created_at >= since]
+    wanted += [] if before is None else [interactions.c.created_at < before]
+    return wanted

@@ -275,6 +275,25 @@ def test_promtool_runs_the_unit_tests_of_the_alerts(file: str) -> None:
     promtool("test", "rules", file)
 
 
+@pytest.mark.parametrize("file", RULE_TESTS)
+def test_promtool_refuses_what_no_alert_does(file: str, tmp_path: Path) -> None:
+    """Or the tests of the alerts could say anything."""
+    copy = shutil.copytree(HERE, tmp_path / "dashboards")
+    document = yaml.safe_load((copy / file).read_text(encoding="utf-8"))
+    test, fires = next(
+        (test, check)
+        for test in document["tests"]
+        for check in test["alert_rule_test"]
+        if check["exp_alerts"]
+    )
+    fires["exp_alerts"], document["tests"] = [], [test]
+    (copy / file).write_text(yaml.safe_dump(document), encoding="utf-8")
+    command = [program("promtool"), "test", "rules", file]
+    done = subprocess.run(command, cwd=copy, capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert fires["alertname"] in done.stdout + done.stderr
+
+
 class _Exposition(http.server.BaseHTTPRequestHandler):
     """A server and an engine that move a little before every scrape."""
 

@@ -12,6 +12,7 @@ import contextlib
 import random
 import sys
 import time
+from typing import Any
 
 from sandbox.runner import BadFrame, FrameDecoder, pack
 from sandbox.values import decode, encode
@@ -27,14 +28,23 @@ SEEDS = [
 
 
 def fuzz_one(data: bytes) -> None:
-    """Feed one input, in two pieces; raises only for a bug."""
-    decoder = FrameDecoder(max_bytes=1 << 20, max_frames=1000)
+    """Feed one input, whole and in two pieces; raises only for a bug."""
     cut = len(data) // 2
-    with contextlib.suppress(BadFrame):
-        for frame in [*decoder.feed(data[:cut]), *decoder.feed(data[cut:])]:
-            for part in frame.values():
-                with contextlib.suppress(ValueError):
-                    decode(part)
+    frames = decoded(data)
+    assert repr(decoded(data[:cut], data[cut:])) == repr(frames), "where it is cut must not matter"
+    for frame in frames or ():
+        for part in frame.values():
+            with contextlib.suppress(ValueError):
+                decode(part)
+
+
+def decoded(*pieces: bytes) -> list[dict[str, Any]] | None:
+    """The frames of a stream; None where it holds a bad one."""
+    decoder = FrameDecoder(max_bytes=1 << 20, max_frames=1000)
+    try:
+        return [frame for piece in pieces for frame in decoder.feed(piece)]
+    except BadFrame:
+        return None
 
 
 def mutate(source: random.Random) -> bytes:

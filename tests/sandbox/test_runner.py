@@ -40,6 +40,24 @@ def test_a_second_of_mutated_frames_brings_no_surprise() -> None:
     assert fuzz_frames.run(1.0) > 100
 
 
+def test_the_fuzzer_finds_what_is_planted(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = fuzz_frames.decoded
+
+    def careless(form: Any) -> Any:
+        return form["$dataframe"] if isinstance(form, dict) else form
+
+    def forgetful(*pieces: bytes) -> list[dict[str, Any]] | None:
+        return whole(pieces[-1])
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fuzz_frames, "decode", careless)
+        with pytest.raises(KeyError):
+            fuzz_frames.run(60)
+    monkeypatch.setattr(fuzz_frames, "decoded", forgetful)
+    with pytest.raises(AssertionError, match="cut"):
+        fuzz_frames.run(60)
+
+
 @pytest.mark.parametrize(
     "stream",
     [

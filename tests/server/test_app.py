@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ops.errors import SettingsError
-from server.app import require_safe
+from server.app import is_local, require_safe
 from tests.fake_engine import DENIED
 from tests.server.conftest import Running
 
@@ -139,11 +139,13 @@ def test_a_wrong_query_is_named(server: Running) -> None:
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1", "127.1.2.3"])
 def test_loopback_needs_no_keys(host: str) -> None:
-    require_safe(host, [])
+    assert is_local(host)
+    require_safe(host, [])  # raises nothing
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.5", "example.org", ""])
 def test_the_server_refuses_to_be_open_to_strangers(host: str) -> None:
+    assert not is_local(host)
     with pytest.raises(SettingsError, match="loopback"):
         require_safe(host, [])
 
