@@ -61,6 +61,10 @@ class Source(StrEnum):
     """Reported by a client: believed only as far as the client is."""
 
 
+UPLOADED = "/v1/files"
+"""The endpoint of interactions that a client has uploaded in a file."""
+
+
 class FeedbackSource(StrEnum):
     """Who gave the feedback."""
 

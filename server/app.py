@@ -497,8 +497,6 @@ async def _render_http(request: Request, error: Exception) -> Response:
 
 
 _MADE_HERE = {
-    "/v1/files": "files are the training rows of cycles; other models' interactions are brought in "
-    "by `journeyman import FILE`",
     "/v1/evals": "a run is made by a cycle, or by `journeyman eval BENCHMARK`",
 }
 """Why what OpenAI's clients would make there cannot be made by them here."""

@@ -235,6 +235,8 @@ ANSWERS: dict[tuple[str, str], Json] = {
     ("get", _JOBS + "/{job_id}/checkpoints"): _page(_CHECKPOINT),
     ("get", "/v1/files"): _page(_FILE),
     ("get", "/v1/files/{file_id}"): _FILE,
+    ("post", "/v1/files"): _FILE,
+    ("delete", "/v1/files/{file_id}"): _object("file", id=_TEXT, deleted={"const": True}),
     ("get", "/v1/evals"): _page(_EVAL),
     ("get", "/v1/evals/{eval_id}"): _EVAL,
     ("get", "/v1/evals/{eval_id}/runs"): _page(_RUN),

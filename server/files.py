@@ -3,12 +3,14 @@
 Each cycle has up to five files: the training rows, the held-out rows, the same two of preferences,
 and its report. Rows are read from the cycle's directory as they are asked for, and rendered in the
 shapes that OpenAI's fine-tuning takes, chats and preferences (its `dpo` method); what a row was
-made of is in its `metadata`. Of an answer judged alone, one side is empty. Nothing can be uploaded.
+made of is in its `metadata`. Of an answer judged alone, one side is empty. A file that is uploaded
+becomes rows of the record (`uploads`), and is listed as long as the record holds them.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,10 +22,21 @@ from starlette.responses import Response
 
 from ops.errors import NotFound, StoreError
 from ops.records import Cycle, Json
-from server.errors import NotFoundError, RecordUnavailable
+from ops.store import Recording
+from server.errors import ConflictError, NotFoundError, RecordUnavailable
+from server.limits import read_body
 from server.listing import After, Limit, page
 from server.openapi import errors
 from server.state import current
+from server.uploads import (
+    PREFIX,
+    described,
+    episode_of,
+    read_form,
+    read_rows,
+    recordings,
+    rendered,
+)
 
 router = APIRouter(prefix="/v1/files", tags=["files"])
 
@@ -43,12 +56,14 @@ Purpose = Annotated[Literal["fine-tune", "fine-tune-results"] | None, Query()]
 async def list_files(
     request: Request, limit: Limit = 20, after: After = None, purpose: Purpose = None
 ) -> dict[str, Any]:
-    """List the files of all cycles, newest cycle first."""
+    """List the files of all cycles, and what was uploaded, newest first."""
     store = current(request).store
 
     def read() -> list[Json]:
-        found = (_file(cycle, kind) for cycle in store.cycles(limit=MAX_CYCLES) for kind in _KINDS)
-        return [file for file in found if file and purpose in (None, file["purpose"])]
+        found = [_file(cycle, kind) for cycle in store.cycles(limit=MAX_CYCLES) for kind in _KINDS]
+        files = [file for file in found if file] + [described(one) for one in store.uploads()]
+        files.sort(key=lambda file: -int(file["created_at"]))
+        return [file for file in files if purpose in (None, file["purpose"])]
 
     return page(await _read(read), limit, after)
 
@@ -59,6 +74,8 @@ async def get_file(request: Request, file_id: str) -> dict[str, Any]:
     store = current(request).store
 
     def read() -> Json:
+        if uploaded := _uploaded(file_id):
+            return described(store.upload(uploaded)[0])
         cycle_id, kind = _parts(file_id)
         file = _file(store.cycle(cycle_id), kind)
         if file is None:
@@ -84,6 +101,8 @@ async def get_content(request: Request, file_id: str) -> Response:
     store = current(request).store
 
     def read() -> bytes:
+        if uploaded := _uploaded(file_id):
+            return rendered(store.upload(uploaded))
         cycle_id, kind = _parts(file_id)
         cycle = store.cycle(cycle_id)
         if _file(cycle, kind) is None:
@@ -93,6 +112,70 @@ async def get_content(request: Request, file_id: str) -> Response:
     return Response(await _read(read), media_type="application/octet-stream")
 
 
+_FORM = {
+    "type": "object",
+    "required": ["purpose", "file"],
+    "properties": {
+        "purpose": {"const": "fine-tune"},
+        "file": {
+            "type": "string",
+            "format": "binary",
+            "description": "JSON lines: `messages`, the last of which is an answer with a program",
+        },
+    },
+}
+
+
+@router.post(
+    "",
+    openapi_extra={
+        "requestBody": {"required": True, "content": {"multipart/form-data": {"schema": _FORM}}}
+    },
+    responses=errors(400, 413, 503),
+)
+async def upload_file(request: Request) -> dict[str, Any]:
+    """Take a file of demonstrations into the record, whole or not at all; twice is once."""
+    state, tenant = current(request), request.state.identity.tenant
+    state.recorder.require()
+    body = await read_body(request, state.settings.max_body_bytes)
+    form = read_form(request.headers.get("content-type", ""), body)
+    scrub = state.recorder.scrubber.recording
+    episode = episode_of(form, tenant)
+
+    def prepare() -> list[Recording]:
+        found = recordings(form, read_rows(form.content), tenant=tenant)
+        return [scrub(one) for one in found]
+
+    rows = await asyncio.to_thread(prepare)
+
+    def write() -> Json:
+        with contextlib.suppress(NotFound):
+            return described(state.store.upload(episode)[0])
+        state.store.add(rows)
+        return described(rows[0].interaction)
+
+    return await state.recorder.write(write)
+
+
+@router.delete("/{file_id}", responses=errors(404, 409, 503))
+async def delete_file(request: Request, file_id: str) -> dict[str, Any]:
+    """Delete the rows of an uploaded file; those of a cycle go with the cycle."""
+    state = current(request)
+    episode = _uploaded(file_id)
+    if episode is None:
+        await get_file(request, file_id)
+        raise ConflictError("the files of a cycle stay as long as the cycle", param="file_id")
+
+    def delete() -> None:
+        state.store.delete([row.id for row in state.store.upload(episode)])
+
+    try:
+        await state.recorder.write(delete)
+    except NotFound as error:
+        raise NotFoundError(str(error), param="file_id") from error
+    return {"id": file_id, "object": "file", "deleted": True}
+
+
 async def _read(call: Callable[[], T]) -> T:
     try:
         return await asyncio.to_thread(call)
@@ -100,6 +183,12 @@ async def _read(call: Callable[[], T]) -> T:
         raise NotFoundError(str(error), param="file_id") from error
     except StoreError as error:
         raise RecordUnavailable(str(error)) from error
+
+
+def _uploaded(file_id: str) -> str | None:
+    """The episode of an uploaded file's id; None for the id of a cycle's file."""
+    bare = file_id.removeprefix(PREFIX)
+    return None if bare == file_id or bare.endswith(tuple(f"-{k}" for k in _KINDS)) else bare
 
 
 def _parts(file_id: str) -> tuple[str, str]:
@@ -161,7 +250,7 @@ def _rows(path: Path) -> Iterator[str]:
 
 def _rendered(row: Json) -> Json:
     """A row as a chat to imitate, or, of preferences, as a better and a worse answer."""
-    if row["recipe"] != "preferences":
+    if row.get("recipe") != "preferences":
         return {"messages": [*row["messages"], *_said(row["answer"])]}
     return {
         "input": {"messages": row["messages"]},

@@ -1,10 +1,11 @@
 """`/v1/fine_tuning/jobs`: improvement cycles in the words of OpenAI's fine-tuning API.
 
 A job that is created here is a queued cycle: the improver (`journeyman up` runs one) takes it when
-it is free. It learns from the record, so `training_file` is always `record`. `succeeded` means that
-the cycle ran to its end; whether its adapter was promoted is told by `/v1/evals`, because a
-rejected candidate is no failed job. A running one that is paused or cancelled stops within seconds;
-only while its adapter goes into service (the last stage) it is left to end.
+it is free. It learns from the record: `training_file` is `record`, or the id of an uploaded file,
+whose rows are in the record too. `succeeded` means that the cycle ran to its end; whether its
+adapter was promoted is told by `/v1/evals`, because a rejected candidate is no failed job. One that
+runs and is paused or cancelled stops within seconds; only while its adapter goes into service (the
+last stage) it is left to end.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from server.listing import After, Limit, page
 from server.openapi import body_of, errors
 from server.protocol import checked_metadata, validated
 from server.state import State, current
+from server.uploads import PREFIX
 
 router = APIRouter(prefix="/v1/fine_tuning/jobs", tags=["fine-tuning"])
 
@@ -46,6 +48,9 @@ _STATUS = {
 }
 _LEVELS = {"warning": "warn", "warn": "warn", "error": "error", "critical": "error"}
 MAX_LISTED = 1000
+RECORD = "record"
+DEMONSTRATED = ("inverse_instruct", "all")
+"""The recipes that learn from a demonstration of a request without a specification."""
 RECIPES = ("ilf", "gift4code", "inverse_instruct", "preferences", "all")
 
 
@@ -90,8 +95,11 @@ class JobIn(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     model: str = Field(min_length=1, max_length=200, description="`code`, or the base model")
-    training_file: Literal["record"] = Field(
-        description="cycles learn from what this server has recorded"
+    training_file: str = Field(
+        min_length=1,
+        max_length=200,
+        description="`record`, for cycles learn from what this server has recorded, or an uploaded "
+        "file: its rows are in the record, where the recipe `inverse_instruct` finds them",
     )
     validation_file: None = None
     suffix: Literal["code"] | None = None
@@ -128,9 +136,33 @@ async def create_job(request: Request) -> dict[str, Any]:
             param="model",
             code="model_not_found",
         )
-    cycle = queued(state, given)
+    cycle = queued(state, await _with_recipe(state, given))
     await state.recorder.write(lambda: state.store.add_cycle(cycle))
     return _job(state, cycle)
+
+
+async def _with_recipe(state: State, given: JobIn) -> JobIn:
+    """Let an uploaded file be learned from by a recipe that learns from demonstrations.
+
+    Raises:
+        BadRequest: there is no such file, or its recipe learns nothing from it.
+    """
+    if given.training_file == RECORD:
+        return given
+    try:
+        episode = given.training_file.removeprefix(PREFIX)
+        await asyncio.to_thread(state.store.upload, episode)
+    except NotFound as error:
+        message = f"{error}; `{RECORD}` and the ids of uploaded files are taken"
+        raise BadRequest(message, param="training_file") from error
+    except StoreError as error:
+        raise RecordUnavailable(str(error)) from error
+    metadata = {"recipe": DEMONSTRATED[0], **(given.metadata or {})}
+    if metadata["recipe"] not in DEMONSTRATED:
+        words = " and ".join(DEMONSTRATED)
+        message = f"uploaded files hold demonstrations, from which {words} learn"
+        raise BadRequest(message, param="metadata.recipe")
+    return given.model_copy(update={"metadata": metadata})
 
 
 def queued(state: State, given: JobIn, *, trigger: str = "api") -> Cycle:

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import sqlalchemy as sa
 
 from ops.errors import NotFound
-from ops.records import Attempt, Execution, Feedback, Interaction, Source
+from ops.records import UPLOADED, Attempt, Execution, Feedback, Interaction, Source
 from ops.tables.base import Database, parts
 from ops.tables.feedback import put
 from ops.tables.schema import attempts, executions, feedback, interactions
@@ -19,6 +19,9 @@ from ops.tables.schema import attempts, executions, feedback, interactions
 R = TypeVar("R")
 SEARCHED = 20_000
 """Interactions in which a text is looked for: no index helps, and a page must not read them all."""
+
+_UPLOADED = sa.and_(interactions.c.id < "00000000-0001", interactions.c.endpoint == UPLOADED)
+"""What is imported has ids before all others, so looking for it reads nothing else."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,6 +108,26 @@ class InteractionTable(Database):
         if text is not None:
             query = query.where(self._holds(text, before))
         return self._select(Interaction, query)
+
+    def uploads(self) -> list[Interaction]:
+        """Return the first row of each uploaded file, newest file first."""
+        firsts = sa.select(sa.func.min(interactions.c.id)).where(_UPLOADED)
+        query = sa.select(interactions).where(
+            interactions.c.id.in_(firsts.group_by(interactions.c.episode_id))
+        )
+        return self._select(Interaction, query.order_by(interactions.c.created_at.desc()))
+
+    def upload(self, episode_id: str) -> list[Interaction]:
+        """Return the rows of an uploaded file, in their order.
+
+        Raises:
+            NotFound: the record holds none.
+        """
+        query = sa.select(interactions).where(_UPLOADED, interactions.c.episode_id == episode_id)
+        found = self._select(Interaction, query.order_by(interactions.c.id))
+        if not found:
+            raise NotFound(f"no file {episode_id[:200]}")
+        return found
 
     def _holds(self, text: str, before: str | None) -> sa.ColumnElement[bool]:
         """Whether request or answer holds a text; looked for in the newest ones only."""

@@ -21,6 +21,7 @@ from tests.fake_engine import add_adapter
 from tests.ops import records
 from tests.server.conftest import Running
 
+FORM = "multipart/form-data"
 SNAPSHOT = Path(__file__).with_name("openapi.json")
 
 
@@ -36,6 +37,13 @@ def _operations(document: dict[str, Any]) -> list[tuple[str, str, dict[str, Any]
 def _valid(document: dict[str, Any], schema: dict[str, Any], value: Any) -> None:
     whole = schema | {"components": document["components"]}
     jsonschema.Draft202012Validator(whole).validate(value)
+
+
+def _good(document: dict[str, Any], method: str, path: str) -> dict[str, Any]:
+    """The schema of a good answer."""
+    answer = document["paths"][path][method]["responses"]["200"]
+    schema: dict[str, Any] = answer["content"]["application/json"]["schema"]
+    return schema
 
 
 def test_the_document_is_what_was_promised(document: dict[str, Any]) -> None:
@@ -58,8 +66,8 @@ def test_every_operation_is_described(document: dict[str, Any]) -> None:
         for status in ("400", "401", "403", "500", "503"):
             content = operation["responses"][status]["content"]["application/json"]
             assert content["schema"]["$ref"].endswith("/ErrorBody"), where
-        if "requestBody" in operation:
-            assert operation["requestBody"]["content"]["application/json"]["examples"], where
+        for kind, content in operation.get("requestBody", {}).get("content", {}).items():
+            assert content["schema" if kind == FORM else "examples"], where
 
 
 def _filled(value: Any, answer_id: str) -> Any:
@@ -74,9 +82,9 @@ def test_every_example_is_valid_and_answered_as_promised(
     feedback_id = server.http.post("/v1/feedback", json=feedback).json()["feedback_id"]
     tried = 0
     for method, path, operation in _operations(document):
-        if "requestBody" not in operation:
+        content = operation.get("requestBody", {}).get("content", {}).get("application/json")
+        if content is None:
             continue
-        content = operation["requestBody"]["content"]["application/json"]
         for example in content["examples"].values():
             body = _filled(example["value"], answer_id)
             _valid(document, content["schema"], body)
@@ -125,10 +133,16 @@ def test_every_answer_is_as_promised(
         "eval_id": "eval_gate",
         "run_id": f"evalrun_{cycle.id}",
     }
+    shown = {"role": "assistant", "content": "```python\nx = 1\n```"}
+    line = json.dumps({"messages": [{"role": "user", "content": "x"}, shown]}).encode()
+    uploaded = server.openai.files.create(file=("x.jsonl", line), purpose="fine-tune")
+    _valid(document, _good(document, "post", "/v1/files"), uploaded.to_dict())
     tried = [o for o in _operations(document) if o[0] in ("get", "delete")]
     # Deleting comes last, and the answer after what hangs on it.
     for method, path, operation in sorted(tried, key=lambda o: o[:2], reverse=True):
         url = path.format(**ids)
+        if (method, path) == ("delete", "/v1/files/{file_id}"):  # those of cycles stay
+            url = f"/v1/files/{uploaded.id}"
         if path == "/v1/feedback":
             url += f"?inference_id={answer_id}"
         response = server.http.request(method, url)
