@@ -386,12 +386,17 @@ async def test_a_killed_holders_lease_ends(store: Store) -> None:
                 pass
 
 
+def stolen(store: Store) -> None:
+    """As if this process had slept past its time and another had taken over, for good."""
+    row = {"holder": "thief", "expires_at": now() + timedelta(hours=1)}
+    with store._write() as connection:
+        connection.execute(sa.update(leases).values(row))
+
+
 async def test_a_lost_lease_stops_the_work(store: Store) -> None:
     async def work() -> None:
         async with lease.held(store, ttl_s=0.2):
-            # As if this process had slept past its time and another had taken over.
-            with store._write() as connection:
-                connection.execute(sa.update(leases).values(holder="thief"))
+            stolen(store)
             await asyncio.sleep(5)
 
     with pytest.raises(CycleError, match="lost"):
@@ -401,8 +406,7 @@ async def test_a_lost_lease_stops_the_work(store: Store) -> None:
 async def test_after_a_lost_lease_the_task_is_whole_again(store: Store) -> None:
     async def work() -> None:
         async with lease.held(store, ttl_s=0.2):
-            with store._write() as connection:
-                connection.execute(sa.update(leases).values(holder="thief"))
+            stolen(store)
             await asyncio.sleep(5)
 
     with pytest.raises(CycleError, match="lost"):
@@ -418,8 +422,7 @@ async def test_after_a_lost_lease_the_task_is_whole_again(store: Store) -> None:
 async def test_a_stop_while_the_lease_is_lost_is_a_stop(store: Store) -> None:
     async def work() -> None:
         async with lease.held(store, ttl_s=0.2):
-            with store._write() as connection:
-                connection.execute(sa.update(leases).values(holder="thief"))
+            stolen(store)
             try:
                 await asyncio.sleep(5)
             finally:
