@@ -48,7 +48,7 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from improver.errors import TrainingError
-from improver.types import Phase, TrainJob, from_json
+from improver.types import STARTED_BY, Phase, TrainJob, from_json
 from ops import probe
 from ops.records import Json
 from ops.services import cpu_flags
@@ -634,10 +634,16 @@ def peak_memory(device: torch.device) -> int:
 
 
 def die_with_parent() -> None:
-    """Ask Linux to end this process when the one that started it is gone."""
+    """Ask Linux to end this process when the one that started it is gone, or end at once.
+
+    Importing torch takes seconds. Whoever was killed meanwhile may have been started again, and
+    two must not train in one directory.
+    """
     if sys.platform == "linux":
         pr_set_pdeathsig, sigterm = 1, 15
         ctypes.CDLL(None).prctl(pr_set_pdeathsig, sigterm, 0, 0, 0)
+    if os.environ.get(STARTED_BY, str(os.getppid())) != str(os.getppid()):
+        raise SystemExit("whoever started this training is gone")
 
 
 def read_job(directory: Path) -> TrainJob:

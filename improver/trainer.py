@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Protocol
 
 from improver.errors import TrainingError
-from improver.types import TrainJob, to_json
+from improver.types import STARTED_BY, TrainJob, to_json
 from ops.records import Json
 
 POLL_S = 0.5
@@ -198,7 +198,7 @@ async def _run(
         process = await asyncio.create_subprocess_exec(
             *("nice", "-n", str(nice)) if nice else (),
             *(sys.executable, "-m", module, str(directory)),
-            env=dict(environment),
+            env=dict(environment) | {STARTED_BY: str(os.getpid())},
             stdin=asyncio.subprocess.DEVNULL,
             stdout=output,
             stderr=output,

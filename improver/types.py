@@ -105,6 +105,10 @@ class Drop:
     row: Row | None = None
 
 
+STARTED_BY = "TRAINING_STARTED_BY"
+"""Variable with the process id of whoever started a training."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainJob:
     """All the training process needs to know; its rows lie beside it in `train.jsonl`.

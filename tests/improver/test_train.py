@@ -23,7 +23,7 @@ from transformers import AutoTokenizer
 from improver import train, trainer
 from improver.errors import TrainingError
 from improver.trainer import run_training
-from improver.types import TrainJob, to_json
+from improver.types import STARTED_BY, TrainJob, to_json
 from ops import probe
 
 ROWS = [
@@ -110,6 +110,18 @@ def test_gradients_by_parts_are_those_of_the_whole(job: TrainJob, tmp_path: Path
     assert len(found) == len(wanted) == len(run.weights)
     for one, other in zip(found, wanted, strict=True):
         assert torch.allclose(one, other, atol=1e-5)
+
+
+@pytest.mark.parametrize(("started_by", "status"), [("parent", 0), ("somebody else", 1)])
+def test_a_training_whose_starter_is_gone_does_not_begin(
+    monkeypatch: pytest.MonkeyPatch, started_by: str, status: int
+) -> None:
+    by = str(os.getpid()) if started_by == "parent" else "999999999"
+    monkeypatch.setenv(STARTED_BY, by)
+    process = multiprocessing.get_context("fork").Process(target=train.die_with_parent)
+    process.start()
+    process.join()
+    assert process.exitcode == status
 
 
 def test_activations_may_be_computed_again_instead_of_kept(job: TrainJob, tmp_path: Path) -> None:
