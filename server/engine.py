@@ -12,7 +12,7 @@ import asyncio
 import json
 import re
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +35,8 @@ _FAILURES = (aiohttp.ClientError, asyncio.TimeoutError, OSError)
 CONTROL_TIMEOUT_S = 5.0
 """For health, the list of models and the like, which answer at once or not at all."""
 LOAD_TIMEOUT_S = 120.0
+WARMING = "warm-"
+"""Begins the ids of requests that only warm the engine up."""
 KEEPALIVE_S = 4.0
 """Shorter than the 5 s after which vLLM closes an idle connection, so that none is used dying."""
 
@@ -250,6 +252,16 @@ class Engine:
             raise EngineUnavailable(
                 f"the engine did not return the log-probabilities asked for: {error!r}"
             ) from error
+
+    async def warm(self, model: str) -> None:
+        """Ask for log-probabilities once, of nothing in particular; no answer is no error.
+
+        vLLM compiles some of its sampler in the step of the first such request, for which every
+        other request waits. So that shall not be the probe of a swap.
+        """
+        body = {"model": model, "prompt": [1, 2, 3], "max_tokens": 1, "prompt_logprobs": 0}
+        with suppress(EngineUnavailable, EngineRefusal):
+            await self.post("/v1/completions", body, request_id=WARMING + new_id())
 
     async def _control(self, path: str, body: Json, timeout_s: float) -> tuple[int, str]:
         timeout = aiohttp.ClientTimeout(total=timeout_s)

@@ -159,6 +159,7 @@ class Rollout:
             replica.lost(error.message)
             return None
         if replica.down is not None:
+            await replica.engine.warm(found[0].id)
             log.info("the engine %s answers", replica.name, extra={"action": "engine_up"})
             self.failures.clear()
         replica.down = None

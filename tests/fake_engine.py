@@ -29,6 +29,7 @@ from starlette.routing import Route
 from ops import probe
 from ops.records import Adapter
 from ops.registry import Registry
+from server.engine import WARMING
 
 Json = dict[str, Any]
 
@@ -89,6 +90,8 @@ class FakeEngine:
         """Chunks after which a stream carries vLLM's error event."""
         self.adapters: dict[str, str] = {}
         self.requests: list[tuple[str, Json, dict[str, str]]] = []
+        self.warmed = 0
+        """Requests that only warm the engine up; they are not among the others."""
         self.hits: Counter[str] = Counter()
         self.running = 0
         self.aborted = 0
@@ -292,7 +295,10 @@ class FakeEngine:
 
     def _refused(self, request: Request, body: Json) -> Response | None:
         path = request.url.path
-        self.requests.append((path, body, dict(request.headers)))
+        if request.headers.get("x-request-id", "").startswith(WARMING):
+            self.warmed += 1
+        else:
+            self.requests.append((path, body, dict(request.headers)))
         if path in self.fail:
             return _failed(self.fail[path])
         model = body.get("model")

@@ -65,6 +65,18 @@ def test_a_promoted_adapter_answers_after_it_was_proved(server: Running) -> None
     assert proof["max_loras"] == server.engine.max_loras
 
 
+def test_an_engine_is_warmed_once_whenever_it_comes(server: Running) -> None:
+    assert server.engine.warmed == 1
+    _release(server)
+    server.until(lambda: _serves(server, 1))
+    assert server.engine.warmed == 1
+    server.engine.stop()
+    server.until(lambda: server.http.get("/ready").status_code == 503)
+    server.engine.start()
+    server.ready()
+    assert server.engine.warmed == 2
+
+
 def test_an_engine_with_too_few_places_is_complained_of(
     server: Running, caplog: pytest.LogCaptureFixture
 ) -> None:
