@@ -57,6 +57,9 @@ THINK_S = 4.0
 TARGET_RATIO = 1.5
 RUINOUS = 200.0
 """Times the learning rate of the settings: what comes of it must be rejected."""
+ENGINE_CORES = "VLLM_CPU_OMP_THREADS_BIND"
+"""vLLM's own variable: the cores it computes on. Threads of one engine wait for each other in every
+layer, so that on two cores one for the engine and one for training serves users better."""
 STAGES = ("collect", "build", "screen", "dataset", "train", "evaluate", "decide", "release")
 CLOCK, API = "schedule", "api"
 """What asks for cycles."""
@@ -280,7 +283,8 @@ class Installation:
             "JOURNEYMAN_IMPROVER__TRAIN__LEARNING_RATE": "0.0005",
             "JOURNEYMAN_IMPROVER__TRAIN__MAX_TOKENS": "512",
             "JOURNEYMAN_IMPROVER__GATE__MAX_TASKS": str(plan.tasks),
-            "JOURNEYMAN_IMPROVER__GATE__GUARD_TASKS": str(plan.tasks // 4),
+            # Fewer would not show how far a candidate has gone from the base model.
+            "JOURNEYMAN_IMPROVER__GATE__GUARD_TASKS": str(max(6, plan.tasks // 4)),
             "JOURNEYMAN_IMPROVER__GATE__REPLAY_TASKS": str(plan.tasks // 4),
             "JOURNEYMAN_IMPROVER__GATE__MAX_ANSWER_TOKENS": str(plan.tokens),
         }
@@ -731,9 +735,9 @@ def main() -> int:
         "--after", type=float, default=15.0, help="minutes for cycles that still run at the end"
     )
     parser.add_argument("--model", default="starter-small")
-    parser.add_argument("--tokens", type=int, default=96, help="longest answer")
+    parser.add_argument("--tokens", type=int, default=80, help="longest answer")
     parser.add_argument(
-        "--tasks", type=int, default=12, help="what a cycle learns from, and is examined with"
+        "--tasks", type=int, default=10, help="what a cycle learns from, and is examined with"
     )
     parser.add_argument("--data", type=Path, help="has train/ilf_human_feedback.jsonl")
     parser.add_argument("--data-dir", type=Path, help="kept; default: a temporary directory")
@@ -758,8 +762,10 @@ def main() -> int:
         stack.callback(store.close)
         diary = asyncio.run(live(system, store, tasks, plan))
         system.stop()
+        bound = os.environ.get(ENGINE_CORES)
         command = (
-            f"python ops/bench/day.py --minutes {given.minutes:g} --model {given.model} "
+            f"{f'{ENGINE_CORES}={bound} ' if bound else ''}python ops/bench/day.py "
+            f"--minutes {given.minutes:g} --after {given.after:g} --model {given.model} "
             f"--tokens {given.tokens} --tasks {given.tasks}"
         )
         text = report(store, diary, command=command, model=given.model, minutes=given.minutes)

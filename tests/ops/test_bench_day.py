@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from apscheduler.triggers.cron import CronTrigger
 
+from improver import divergence, drift
 from ops.records import CycleEvent, CycleState, new_id, now
 from ops.store import Recording, Store
 from tests.ops import records
@@ -132,6 +133,15 @@ def test_the_clock_asks_soon_and_again_until_the_day_is_over(
     second = trigger.get_next_fire_time(first, first + timedelta(seconds=1))
     assert timedelta(minutes=1) < first - began < timedelta(minutes=1 + 0.25 * minutes)
     assert timedelta(minutes=2) <= second - first <= timedelta(minutes=0.5 * minutes)
+
+
+def test_a_ruined_candidate_can_be_told_by_what_the_gate_is_asked(
+    day: ModuleType, tmp_path: Path
+) -> None:
+    plan = day.Plan(minutes=25.0, after=15.0, tokens=24, tasks=4)
+    given = day.Installation(tmp_path, "starter-small", plan).env
+    guard = int(given["JOURNEYMAN_IMPROVER__GATE__GUARD_TASKS"])
+    assert guard * divergence.POINTS >= 1.5 * drift.LEAST_POINTS
 
 
 def test_people_ask_for_what_the_annotations_hold(day: ModuleType) -> None:
