@@ -152,6 +152,7 @@ _CHECKPOINT = _object(
     fine_tuned_model_checkpoint=_TEXT,
     fine_tuning_job_id=_TEXT,
 )
+_ITEM = {"type": "object", "properties": {"id": _TEXT, "type": _TEXT}, "required": ["id", "type"]}
 _FILE = _object(
     "file", id=_TEXT, bytes=_INTEGER, created_at=_INTEGER, filename=_TEXT, purpose=_TEXT
 )
@@ -233,6 +234,7 @@ ANSWERS: dict[tuple[str, str], Json] = {
     ("post", _JOBS + "/{job_id}/resume"): _JOB,
     ("get", _JOBS + "/{job_id}/events"): _page(_EVENT),
     ("get", _JOBS + "/{job_id}/checkpoints"): _page(_CHECKPOINT),
+    ("get", "/v1/responses/{response_id}/input_items"): _page(_ITEM),
     ("get", "/v1/files"): _page(_FILE),
     ("get", "/v1/files/{file_id}"): _FILE,
     ("post", "/v1/files"): _FILE,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 from fastapi import APIRouter
 from starlette.requests import Request
@@ -21,6 +21,7 @@ from server.auth import Identity
 from server.calls import RESPONSES, Call, bare_id
 from server.errors import BadRequest, NotFoundError, RecordUnavailable
 from server.limits import read_json
+from server.listing import After, Limit, page
 from server.openapi import errors, responses_docs
 from server.protocol import MAX_ID_CHARS, Envelope, read_envelope
 from server.replies import Exchange, Reply
@@ -86,6 +87,26 @@ async def get_response(request: Request, response_id: str) -> dict[str, Any]:
         raise RecordUnavailable(str(error)) from error
 
 
+@router.get(RESPONSES + "/{response_id}/input_items", responses=errors(400, 404, 503))
+async def list_input_items(
+    request: Request,
+    response_id: str,
+    limit: Limit = 20,
+    after: After = None,
+    order: Literal["asc", "desc"] = "desc",
+) -> dict[str, Any]:
+    """List what a recorded response answered, the conversation before it included."""
+    state, identity = current(request), request.state.identity
+    try:
+        row = await asyncio.to_thread(_one, state, identity, response_id)
+    except NotFound as error:
+        raise _missing(response_id) from error
+    except StoreError as error:
+        raise RecordUnavailable(str(error)) from error
+    items = [_item(row, place, item) for place, item in enumerate(_asked(row))]
+    return page(items if order == "asc" else items[::-1], limit, after)
+
+
 @router.delete(RESPONSES + "/{response_id}", responses=errors(404, 503))
 async def delete_response(request: Request, response_id: str) -> dict[str, Any]:
     """Delete a response and all that hangs on it; `adapters` names those that learned of it."""
@@ -142,6 +163,28 @@ def _public(row: Interaction) -> Json:
     }
 
 
+def _item(row: Interaction, place: int, item: Json) -> Json:
+    """An item of the input in OpenAI's words."""
+    if item.get("type", "message") != "message":
+        return {"id": f"item_{row.id}_{place}", "status": "completed", **item}
+    content = item.get("content")
+    if isinstance(content, str):
+        kind = "output_text" if item.get("role") == "assistant" else "input_text"
+        content = [{"type": kind, "text": content}]
+    return {
+        **item,
+        "id": f"msg_{row.id}_{place}",
+        "type": "message",
+        "status": "completed",
+        "content": content,
+    }
+
+
+def _asked(row: Interaction) -> list[Json]:
+    """The items of a request, without its instructions."""
+    return row.messages[1:] if row.params.get("instructions") else row.messages
+
+
 def _message(row: Interaction, item: Json) -> Json:
     text = {"type": "output_text", "text": item["content"], "annotations": []}
     return {
@@ -176,11 +219,14 @@ async def _previous(state: State, identity: Identity, response_id: Any) -> Inter
 
 def _going_on(envelope: Envelope, row: Interaction) -> Envelope:
     """The request with the conversation before it, of its episode; without its instructions."""
-    before = row.messages[1:] if row.params.get("instructions") else row.messages
     given = envelope.body["input"]
     items = [{"role": "user", "content": given}] if isinstance(given, str) else given
     body = {k: v for k, v in envelope.body.items() if k != "previous_response_id"}
-    body["input"] = [*before, *_output(row.choices[0]["message"] if row.choices else {}), *items]
+    body["input"] = [
+        *_asked(row),
+        *_output(row.choices[0]["message"] if row.choices else {}),
+        *items,
+    ]
     return replace(envelope, body=body, episode_id=envelope.episode_id or row.episode_id)
 
 

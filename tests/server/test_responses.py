@@ -89,6 +89,14 @@ def test_a_response_is_read_again_and_deleted(server: Running) -> None:
         assert again.instructions == more.get("instructions")
         assert again.metadata == more.get("metadata", {})
         assert (again.id, again.status, again.model) == (answer.id, "completed", BASE)
+        [item] = client.responses.input_items.list(answer.id)
+        assert item.to_dict() == {
+            "id": f"msg_{answer.id.removeprefix('resp_')}_0",
+            "type": "message",
+            "status": "completed",
+            "role": "user",
+            "content": [{"type": "input_text", "text": "add"}],
+        }
         client.responses.delete(answer.id)
         with pytest.raises(openai.NotFoundError):
             client.responses.retrieve(answer.id)
@@ -97,6 +105,22 @@ def test_a_response_is_read_again_and_deleted(server: Running) -> None:
     for method in ("GET", "DELETE"):
         refused = server.http.request(method, f"/v1/responses/{chat}")
         assert (refused.status_code, refused.json()["error"]["param"]) == (404, "response_id")
+
+
+def test_the_items_before_a_response_are_listed_either_way(server: Running) -> None:
+    client = server.openai.responses
+    called = {"type": "function_call", "call_id": "c", "name": "look", "arguments": "{}"}
+    told = {"type": "function_call_output", "call_id": "c", "output": "here"}
+    first = client.create(model="code", input=[{"role": "user", "content": "a"}, called, told])  # type: ignore[list-item]
+    second = client.create(model="code", input="b", previous_response_id=first.id)
+    items = list(client.input_items.list(second.id, order="asc", limit=2))  # turns the pages
+    kinds = ["message", "function_call", "function_call_output", "message", "message"]
+    assert [item.type for item in items] == kinds
+    assert list(client.input_items.list(second.id)) == items[::-1]
+    answer = items[3].to_dict()
+    assert (answer["role"], answer["content"][0]["text"]) == ("assistant", first.output_text)  # type: ignore[index]
+    with pytest.raises(openai.NotFoundError):
+        client.input_items.list("resp_x")
 
 
 def test_a_message_is_answered_stamped_and_recorded(
