@@ -93,7 +93,7 @@ class EngineSettings(Section):
     max_num_seqs: int = Field(32, ge=1, description="sequences decoded at once")
     max_loras: int = Field(3, ge=3, description="champion, candidate and the one coming in")
     max_cpu_loras: int = Field(5, ge=3, description="max_loras and the way back")
-    max_lora_rank: Rank = 16
+    max_lora_rank: Rank = Field(16, description="the largest rank of an adapter")
     kv_cache_gib: int = Field(2, ge=1, description="KV cache on a CPU host")
     gpu_memory_share: float | None = Field(
         None,
@@ -102,7 +102,7 @@ class EngineSettings(Section):
         description="share of a GPU's memory that the engine takes; leave room for training where "
         "it is on the same GPU; unset: what vLLM takes by itself, nearly all",
     )
-    start_timeout_s: float = Field(900.0, gt=0)
+    start_timeout_s: float = Field(900.0, gt=0, description="until a starting engine must answer")
     tool_call_parser: str = Field(
         "hermes",
         description="vLLM's reader of tool calls, by the model's family (hermes: Qwen); empty: the "
@@ -128,9 +128,13 @@ class KeySettings(Section):
 
     name: str = Field(min_length=1, max_length=64, description="who holds it, for logs and limits")
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$", description="SHA-256 of the key, in hex")
-    scopes: tuple[Literal["inference", "feedback", "admin"], ...] = ("inference", "feedback")
-    tenant: str = Field("default", pattern=r"^[A-Za-z0-9_.\-]{1,64}$")
-    requests_per_minute: int | None = Field(None, ge=1)
+    scopes: tuple[Literal["inference", "feedback", "admin"], ...] = Field(
+        ("inference", "feedback"), description="what the key may do"
+    )
+    tenant: str = Field(
+        "default", pattern=r"^[A-Za-z0-9_.\-]{1,64}$", description="whose data its requests become"
+    )
+    requests_per_minute: int | None = Field(None, ge=1, description="of the key, in all")
     tokens_per_minute: int | None = Field(None, ge=1, description="of prompts and answers")
     executions_per_minute: int | None = Field(
         None, ge=0, description="programs of its own that the key may run; 0: none"
@@ -140,9 +144,11 @@ class KeySettings(Section):
 class ServerSettings(Section):
     """The HTTP API."""
 
-    host: str = "127.0.0.1"
-    port: int = Field(8000, ge=1, le=65535)
-    max_body_bytes: int = Field(4 << 20, ge=1024)
+    host: str = Field(
+        "127.0.0.1", description="address the server listens on; others than loopback need keys"
+    )
+    port: int = Field(8000, ge=1, le=65535, description="port the server listens on")
+    max_body_bytes: int = Field(4 << 20, ge=1024, description="the largest body of a request")
     default_candidates: int = Field(4, ge=1, description="attempts per request with examples")
     max_candidates: int = Field(32, ge=1, description="the most attempts one request may ask for")
     spec_max_tokens: int = Field(
@@ -160,7 +166,9 @@ class ServerSettings(Section):
         "while users are about; the others wait. One is right for a CPU, more for a GPU",
     )
     poll_s: float = Field(1.0, gt=0, description="how often the registry is looked at")
-    drain_timeout_s: float = Field(120.0, gt=0)
+    drain_timeout_s: float = Field(
+        120.0, gt=0, description="what a stopping server waits for answers that have begun"
+    )
     keys: tuple[KeySettings, ...] = Field(
         (),
         description="API keys beside those of the record; without any, none is asked for, and only "
@@ -176,7 +184,7 @@ class RetentionSettings(Section):
     max_bytes: int | None = Field(
         None, ge=1 << 20, description="of the database; the oldest interactions make room (SQLite)"
     )
-    sweep_every_s: float = Field(600.0, gt=0)
+    sweep_every_s: float = Field(600.0, gt=0, description="how often the record is looked through")
 
 
 class ReleaseSettings(Section):
@@ -265,16 +273,20 @@ class TracingSettings(Section):
 class SandboxSettings(Section):
     """How model-written programs are run."""
 
-    workers: int = Field(2, ge=1)
+    workers: int = Field(2, ge=1, description="programs that run at once")
     min_tier: int = Field(1, ge=1, le=4, description="refuse to start below this isolation tier")
     runtime: list[str] = Field(
         [],
         description="command of a stronger runtime with a kernel of its own, put before the "
         'interpreter and tried first (tier 4), such as ["runsc", "--network=none", "do"]',
     )
-    wall_s: float = Field(5.0, gt=0)
-    cpu_s: int = Field(5, ge=1)
-    memory_bytes: int = Field(1 << 30, ge=1 << 26)
+    wall_s: float = Field(5.0, gt=0, description="the longest that a program may take")
+    cpu_s: int = Field(5, ge=1, description="the most CPU time that a program may take")
+    memory_bytes: int = Field(
+        1 << 30,
+        ge=1 << 26,
+        description="address space of a program, its interpreter and libraries included",
+    )
     allow_unsafe: bool = Field(
         False, description="run without isolation; needs UNSAFE_EXEC=i-understand as well"
     )
@@ -289,9 +301,9 @@ LearningRate = Rate | Literal["sweep"] | Annotated[tuple[Rate, ...], Field(min_l
 class TrainSettings(Section):
     """The LoRA training step."""
 
-    rank: Rank = 16
-    alpha: int = Field(32, ge=1)
-    dropout: float = Field(0.0, ge=0, lt=1)
+    rank: Rank = Field(16, description="LoRA's rank")
+    alpha: int = Field(32, ge=1, description="LoRA's scale: alpha / rank")
+    dropout: float = Field(0.0, ge=0, lt=1, description="of LoRA's inputs while it is trained")
     learning_rate: LearningRate = Field(
         2e-4,
         description="a rate; or several, or `sweep` for the usual ones: short runs on a part of "
@@ -302,20 +314,22 @@ class TrainSettings(Section):
     )
     batch_rows: int = Field(8, ge=1, description="rows per optimiser step")
     max_tokens: int = Field(1024, ge=64, description="longest row; longer ones are dropped")
-    seed: int = 7
+    seed: int = Field(7, description="of the split, the order of rows and the first weights")
     gradient_checkpointing: bool = Field(
         False,
         description="compute activations again instead of keeping them: less memory, more time",
     )
-    held_out_share: float = Field(0.1, ge=0, lt=0.5)
+    held_out_share: float = Field(
+        0.1, ge=0, lt=0.5, description="of the rows: not trained on, to choose the best step"
+    )
     preferences: Literal["none", "dpo", "kto"] = Field(
         "none",
         description="also learn which of two answers is better (dpo), or which answers were kept "
         "and refused (kto), after the rows to imitate",
     )
     beta: float = Field(0.1, gt=0, description="how near to the base model preferences hold it")
-    preference_learning_rate: float = Field(2e-5, gt=0)
-    preference_epochs: int = Field(1, ge=1)
+    preference_learning_rate: float = Field(2e-5, gt=0, description="of the preference training")
+    preference_epochs: int = Field(1, ge=1, description="passes over the preferences")
 
     @property
     def learning_rates(self) -> tuple[float, ...]:
@@ -339,10 +353,10 @@ class IlfSettings(Section):
     """Imitation learning from language feedback."""
 
     samples: int = Field(4, ge=1, description="refinements asked per wrong program")
-    temperature: float = Field(0.8, ge=0)
-    max_answer_tokens: int = Field(384, ge=16)
+    temperature: float = Field(0.8, ge=0, description="of what is sampled")
+    max_answer_tokens: int = Field(384, ge=16, description="of one program")
     min_rows: int = Field(8, ge=1, description="a cycle with fewer rows to learn from is skipped")
-    max_interactions: int = Field(400, ge=1)
+    max_interactions: int = Field(400, ge=1, description="failed requests looked at, at most")
     control: Literal["feedback", "shuffled", "none", "resample"] = Field(
         "feedback", description="what the refiner is told; controls are for dry runs only"
     )
@@ -392,8 +406,8 @@ class Gift4CodeSettings(Section):
     max_contexts: int = Field(40, ge=1, description="tables and calls used in one cycle")
     intents: int = Field(6, ge=1, description="tasks asked for each context (the paper: 6)")
     programs: int = Field(5, ge=1, description="programs sampled for each task (the paper: 5)")
-    temperature: float = Field(0.8, ge=0)
-    max_answer_tokens: int = Field(256, ge=16)
+    temperature: float = Field(0.8, ge=0, description="of what is sampled")
+    max_answer_tokens: int = Field(256, ge=16, description="of one program")
     kept_per_intent: int = Field(2, ge=1, description="the most rows of one task")
     per_signature: int = Field(3, ge=1, description="the most rows that call the same APIs")
     summaries: int = Field(3, ge=1, description="summaries asked until one holds")
@@ -413,8 +427,8 @@ class InverseInstructSettings(Section):
     summaries: int = Field(
         10, ge=0, description="instructions sampled for each program (the paper: 10)"
     )
-    temperature: float = Field(0.8, ge=0)
-    max_summary_tokens: int = Field(256, ge=16)
+    temperature: float = Field(0.8, ge=0, description="of what is sampled")
+    max_summary_tokens: int = Field(256, ge=16, description="of one instruction")
     top_k: int = Field(1, ge=1, description="instructions kept of each program (the paper: 1)")
     selection: Literal["auto", "judge", "likelihood", "execution", "random"] = Field(
         "auto", description="auto: the model's own Yes or No (the paper), if better than chance"
@@ -431,7 +445,7 @@ class InverseInstructSettings(Section):
     )
     calibration: int = Field(40, ge=0, description="programs the judge is tried on")
     round_trips: int = Field(2, ge=1, description="programs written to judge one instruction")
-    max_answer_tokens: int = Field(384, ge=16)
+    max_answer_tokens: int = Field(384, ge=16, description="of one program")
 
 
 class ScreenSettings(Section):
@@ -452,9 +466,9 @@ class GateSettings(Section):
 
     tasks: Path | None = Field(None, description="JSONL of held-out tasks; unset: the built-in set")
     subset: str | None = Field(None, description="only tasks whose row has this field true")
-    max_tasks: int = Field(200, ge=1)
+    max_tasks: int = Field(200, ge=1, description="of an examination's target, at most")
     guard_tasks: int = Field(20, ge=0, description="built-in tasks asked without their spec")
-    max_answer_tokens: int = Field(384, ge=16)
+    max_answer_tokens: int = Field(384, ge=16, description="of one program")
     seeds: int = Field(
         1, ge=1, description="answers of each arm to a task; above 1 sampled, each with its seed"
     )
@@ -500,7 +514,9 @@ class GateSettings(Section):
         description="the most nats a token from the base model within programs of the guard's "
         "tasks; unset: not measured",
     )
-    temperature: float = Field(0.0, ge=0)
+    temperature: float = Field(
+        0.0, ge=0, description="of answers; 0: none, unless `seeds` asks for several"
+    )
 
 
 class RetentionOfAdapters(Section):
@@ -569,7 +585,10 @@ class Settings(BaseSettings):
         frozen=True,
     )
 
-    data_dir: Path = Field(default_factory=default_data_dir)
+    data_dir: Path = Field(
+        default_factory=default_data_dir,
+        description="where database, adapters, cycles and logs lie",
+    )
     benchmarks_dir: Path | None = Field(
         None, description="where the rows of benchmarks lie, for `journeyman eval`; none ship"
     )

@@ -3,6 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from pydantic import BaseModel
 
 from ops import settings
 from ops.errors import SettingsError
@@ -122,3 +123,18 @@ def test_a_stated_file_must_exist(tmp_path: Path) -> None:
 
 def test_a_wildcard_host_is_reached_on_loopback() -> None:
     assert settings.load(server={"host": "0.0.0.0"}).server_url == "http://127.0.0.1:8000"
+
+
+def test_every_setting_is_described() -> None:
+    def silent(section: type[BaseModel], prefix: str = "") -> list[str]:
+        found = []
+        for name, field in section.model_fields.items():
+            inner = field.annotation
+            if isinstance(inner, type) and issubclass(inner, BaseModel):
+                found += silent(inner, f"{prefix}{name}.")
+            elif not field.description:
+                found.append(f"{prefix}{name}")
+        return found
+
+    assert silent(settings.Settings) == []
+    assert silent(settings.KeySettings) == []
