@@ -109,4 +109,4 @@ def _short(path: str, body: Json, model: str) -> Json:
     if length is not None:
         kept[length] = _SHORTEST[length]
     # No cached block of one version may answer for another.
-    return {**kept, "model": model, "stream": False, "priority": 1, "cache_salt": new_id()}
+    return {**kept, "model": model, "stream": False, "cache_salt": new_id()}
