@@ -30,6 +30,7 @@ from ops import (
     export,
     models,
     opinions,
+    origins,
     processes,
     reports,
     services,
@@ -706,7 +707,7 @@ def config_show(
 ) -> None:
     """Show all settings as they are in force."""
     file = settings_.config_file(config, data_dir)
-    rows = reports.setting_rows(_settings(config, data_dir), file, {"data_dir": data_dir})
+    rows = origins.setting_rows(_settings(config, data_dir), file, {"data_dir": data_dir})
     reports.show(
         rows if origin else {row["name"]: row["value"] for row in rows},
         as_json=json,
