@@ -24,8 +24,9 @@ The parts:
                them (`--samples` each, at most `--asked` tasks; 0: none).
 
 Each finished unit of work is a line of `PART.jsonl` in the work directory, so a run that was
-killed, or was given only so many `--minutes`, goes on where it was. `report` makes tables with
-intervals (bootstrap over tasks, paired where arms are compared) and plots of whatever is there.
+killed, or was given only so many `--minutes`, goes on where it was: with the same options, others
+want a directory of their own. `report` makes tables with intervals (bootstrap over tasks, paired
+where arms are compared) and plots of whatever is there.
 
 `--data` holds rows as the papers publish them: `train/ilf_human_feedback.jsonl`,
 `train/mbpp_train.jsonl`, `eval/mbpp_eval.jsonl`. No row of the paper's test split is trained on,
@@ -358,8 +359,10 @@ async def _tuning(work: Work) -> None:
             await _examine(work, tasks, model.name, "base", 0, policy, pool, journal)
             for seed in range(work.seeds):
                 for arm in TUNING_ARMS:
-                    name = await _trained(work, model, arm, seed, rows[arm], url, journal)
-                    if name is not None:
+                    name = f"{arm}-{seed}-{work.learning_rate:g}-{work.epochs}-{len(rows[arm])}"
+                    if asked_key(work, name, tasks) in journal.done:
+                        continue
+                    if await _trained(work, model, name, arm, seed, rows[arm], url, journal):
                         await _examine(work, tasks, name, arm, seed, policy, pool, journal)
 
 
@@ -492,14 +495,18 @@ def _may_be_learned(case: Case, spec: Spec, program: str, firewall: Firewall) ->
 
 
 async def _trained(
-    work: Work, model: Model, arm: str, seed: int, rows: Sequence[Json], url: str, journal: Journal
-) -> str | None:
-    """Train an arm and have the engine load it; its name there, None where there is no time."""
+    work: Work,
+    model: Model,
+    name: str,
+    arm: str,
+    seed: int,
+    rows: Sequence[Json],
+    url: str,
+    journal: Journal,
+) -> bool:
+    """Train an arm and have the engine load it; False where there is no time, or nothing."""
     if not rows or not work.left():
-        return None
-    name = f"{arm}-{seed}-{work.learning_rate:g}-{work.epochs}"
-    if f"{work.model}|asked|{name}" in journal.done:
-        return None
+        return False
     directory = work.directory / "adapters" / f"{work.model}-{name}"
     report = await fit(work, model, directory, rows, [], seed)
     key = f"{work.model}|trained|{name}"
@@ -508,7 +515,7 @@ async def _trained(
         journal.add(key, {"arm": arm, "seed": seed} | {one: report[one] for one in told})
     say(f"trained {name}: {len(rows)} rows, {report['train_s']} s")
     await load(url, name, directory)
-    return name
+    return True
 
 
 async def load(url: str, name: str, directory: Path) -> None:
@@ -550,6 +557,11 @@ async def fit(
     return await run_training(directory, job, nice=10, environment=environment)
 
 
+def asked_key(work: Work, name: str, tasks: Sequence[Task]) -> str:
+    """The unit of an arm that was asked so many tasks."""
+    return f"{work.model}|asked|{name}|{len(tasks)}"
+
+
 async def _examine(
     work: Work,
     tasks: Sequence[Task],
@@ -562,7 +574,7 @@ async def _examine(
 ) -> None:
     """Ask an arm all held-out tasks, greedily."""
     name = "base" if arm == "base" else served
-    key = f"{work.model}|asked|{name}"
+    key = asked_key(work, name, tasks)
     if key in journal.done or not work.left():
         return
     say(f"asking {name}")
@@ -575,6 +587,7 @@ async def _examine(
     told = {
         "model": work.model,
         "arm": arm,
+        "name": name,
         "seed": seed,
         "learning_rate": work.learning_rate,
         "epochs": work.epochs,

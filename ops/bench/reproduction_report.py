@@ -54,7 +54,7 @@ TUNING = """\
 
 The paper's pass@1 on held-out MBPP tasks: 26 % base, 36 % ILF, 33 % people's refinements, 22 %
 MBPP's reference programs. Here: LoRA on at most one row of each task of the paper's train split;
-then all 88 tasks of a held-out set without near-duplicates, greedily, judged by MBPP+'s tests.
+then tasks of a held-out set of 88 without near-duplicates, greedily, judged by MBPP+'s tests.
 """
 ORDER = """\
 ## Inverse-Instruct: order and selection
@@ -243,10 +243,12 @@ def tuning_section(units: dict[str, Json], images: Path) -> list[str]:
     bars: list[tuple[str, Interval]] = []
     for model in NAMES:
         some = [unit for unit in asked if unit["model"] == model]
-        base = next((unit for unit in some if unit["arm"] == "base"), None)
-        if base is None:
+        bases = [unit for unit in some if unit["arm"] == "base"]
+        if not bases:
             lines += [f"{NAMES[model]}: not run.", ""]
             continue
+        base = max(bases, key=lambda unit: len(unit["passed"]))
+        some = [unit for unit in some if unit["passed"].keys() == base["passed"].keys()]
         lines += _sampled(model, units) + _tuning_table(model, base, some, units, bars)
     if bars:
         name = "reproduction-tuning.png"
@@ -279,6 +281,8 @@ def _tuning_table(
 ) -> list[str]:
     tasks = sorted(base["passed"])
     lines = [
+        f"{len(tasks)} held-out tasks:",
+        "",
         "| learned | rows | seeds | learning rate, epochs | pass@1 | difference to the base |",
         "|---|---|---|---|---|---|",
         f"| {WORDS['base']} | | | | "
@@ -291,8 +295,7 @@ def _tuning_table(
         ]
         means = [float(np.mean([run["passed"][task] for run in runs])) for task in tasks]
         gain = interval([mean - base["passed"][t] for mean, t in zip(means, tasks, strict=True)])
-        seed = runs[0]["seed"]
-        trained = every.get(f"{model}|trained|{arm}-{seed}-{rate:g}-{epochs}", {})
+        trained = every.get(f"{model}|trained|{runs[0]['name']}", {})
         lines.append(
             f"| {WORDS[arm]} | {trained.get('rows', '')} | {len(runs)} | {rate:g}, {epochs} | "
             f"{interval(means).text('.1%')} | {gain.text('+.1%')} |"

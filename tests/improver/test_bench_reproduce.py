@@ -383,14 +383,14 @@ def test_the_page_holds_what_was_run_and_says_what_was_not(
             journal.add(str(number), unit(str(number), -1.0, -2.0 - number / 10, -4.0))
     with Journal(tmp_path / "tuning.jsonl") as journal:
         asked = {"model": "starter", "seed": 0, "learning_rate": 1e-4, "epochs": 2}
-        asked["prompts_sha256"] = "00"
+        asked |= {"prompts_sha256": "00", "name": "ilf-0-0.0001-2-31"}
         journal.add(
             "starter|asked|base", {**asked, "arm": "base", "passed": {"a": 1, "b": 0, "c": 0}}
         )
         journal.add(
             "starter|asked|ilf-0", {**asked, "arm": "ilf", "passed": {"a": 1, "b": 1, "c": 0}}
         )
-        journal.add("starter|trained|ilf-0-0.0001-2", {"rows": 31})
+        journal.add("starter|trained|ilf-0-0.0001-2-31", {"rows": 31})
         journal.add("starter|sample|ilf|3|1", {"samples": 3, "passed": 2, "passing": []})
     pages.write(tmp_path, tmp_path / "out")
     text = (tmp_path / "out" / "reproductions.md").read_text()
