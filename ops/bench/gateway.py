@@ -2,7 +2,7 @@
 
     python ops/bench/gateway.py [--rate 100] [--seconds 10] [--streams 1000] [--rows 0]
                                 [--litellm DIR] [--before DIR] [--data DIR]
-    python ops/bench/gateway.py --engine URL [--rounds 10] [--at-once 4] [--tokens 64]
+    python ops/bench/gateway.py --engine URL [--rounds 12] [--at-once 4] [--tokens 64]
 
 The engine is a mock that answers at once, so what is measured is all ours; recording is on. The
 ways are measured in turns within one run, so that ratios hold where absolute numbers do not. CPU
@@ -639,7 +639,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--streams", type=int, default=1000, help="streams held open at once")
     parser.add_argument("--rows", type=int, default=0, help="interactions put into the record")
     parser.add_argument("--engine", help="a running vLLM's address: it is asked, not the mock")
-    parser.add_argument("--rounds", type=int, default=10, help="of each way, with --engine")
+    parser.add_argument("--rounds", type=int, default=12, help="of each way, with --engine")
     parser.add_argument("--at-once", type=int, default=4, help="streams of a round, with --engine")
     parser.add_argument("--tokens", type=int, default=64, help="of a stream, with --engine")
     parser.add_argument("--before", type=Path, help="another checkout, to compare with")
