@@ -231,7 +231,7 @@ class Adapters:
             if split.version == 0 and self._base is not None:
                 return self._base_served(self._base), split.role
             loaded = self._loaded.get(split.version)
-            here = loaded is not None and self._replicas.know(loaded.served.model)
+            here = self._is_there(split.version)
             if loaded is not None and here and loaded.left_at is None:
                 return loaded.served, split.role
         return None, traffic.Role.CHAMPION
@@ -287,8 +287,12 @@ class Adapters:
 
     def pending(self) -> list[str]:
         """What the registry wants and enough engines do not have yet, and why."""
-        wanted = set((self._aliases or {}).values())
-        return [self._why_missing(version) for version in sorted(wanted - self._loaded.keys())]
+        wanted = sorted(set((self._aliases or {}).values()))
+        return [self._why_missing(version) for version in wanted if not self._is_there(version)]
+
+    def _is_there(self, version: int) -> bool:
+        loaded = self._loaded.get(version)
+        return loaded is not None and self._replicas.know(loaded.served.model)
 
     def engines(self) -> list[dict[str, Any]]:
         """The engines, and what is proved on each."""
@@ -397,6 +401,8 @@ class Adapters:
         there = self._replicas.of(Role.ADAPTERS)
         for gone in [replica for replica in self._rollouts if replica not in there]:
             del self._rollouts[gone]
+            if (step := self._steps.pop(gone, None)) is not None:
+                step.cancel()
         for replica in there:
             if replica not in self._rollouts:
                 self._rollouts[replica] = self._rollout(replica)
@@ -410,7 +416,12 @@ class Adapters:
         for step in late:
             step.add_done_callback(lambda _: self._wake.set())
         for step in done:
-            step.result()
+            if not step.cancelled() and (error := step.exception()) is not None:
+                # One engine's defect is not the others'.
+                metrics.loop_errors_total.labels("adapters").inc()
+                log.error(
+                    "%s failed", step.get_name(), exc_info=error, extra={"action": "adapters"}
+                )
 
     def _rollout(self, replica: Replica) -> Rollout:
         return Rollout(
@@ -454,6 +465,7 @@ class Adapters:
                 words = "the engine %s serves another base model than %s; it is not asked"
                 log.error(words, replica.name, known, extra={"action": "other_base"})
             replica.barred = other
+            metrics.replica_up.labels(replica.name).set(not other)
             if not other:
                 self._base = replica.base
 

@@ -71,18 +71,18 @@ class Replica:
         """It has been brought to what the registry wants since it was last down."""
         self.leaving = False
         """It finishes what it does and gets nothing new."""
+        self._gauge = metrics.replica_in_flight.labels(self.name)
 
     @contextmanager
     def busy(self) -> Iterator[None]:
         """Count a request while the block runs."""
         self.in_flight += 1
-        gauge = metrics.replica_in_flight.labels(self.name)
-        gauge.set(self.in_flight)
+        self._gauge.set(self.in_flight)
         try:
             yield
         finally:
             self.in_flight -= 1
-            gauge.set(self.in_flight)
+            self._gauge.set(self.in_flight)
 
     def lost(self, reason: str) -> None:
         """Take it out of the traffic until it has been looked at again."""

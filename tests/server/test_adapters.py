@@ -46,6 +46,7 @@ def test_a_promoted_adapter_answers_after_it_was_proved(server: Running) -> None
     assert (row.model, row.adapter_version, row.adapter_sha256) == ("code", 1, adapter.sha256)
     (load,) = server.engine.loads
     assert load == {"lora_name": "code@v1", "lora_path": adapter.directory}
+    server.until(lambda: len(server.store.receipts(version=1)) == 1)
     (receipt,) = server.store.receipts(version=1)
     assert receipt.accepted
     phases = {"verify", "preflight", "load", "readback", "probe", "flip"}
@@ -84,6 +85,7 @@ def test_an_engine_with_too_few_places_is_complained_of(
     _release(server)
     server.until(lambda: _serves(server, 1))
     assert "start it with --max-loras 3" in caplog.text
+    server.until(lambda: len(server.store.receipts(version=1)) == 1)
     assert server.store.receipts(version=1)[0].probe["max_loras"] == 2
 
 
@@ -214,9 +216,10 @@ def test_swaps_under_load_fail_no_request_and_mix_no_versions(server: Running) -
     threads = [threading.Thread(target=ask) for _ in range(6)]
     for thread in threads:
         thread.start()
+    server.until(lambda: bool(seen or problems))
     for number in range(1, 9):
         _release(server, bytes([number]))
-        server.until(lambda n=number: _serves(server, n))  # type: ignore[misc]
+        server.until(lambda n=number: n in seen or bool(problems))  # type: ignore[misc]
     stop.set()
     for thread in threads:
         thread.join()
