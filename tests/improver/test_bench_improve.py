@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import sys
 from argparse import Namespace
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -25,6 +26,14 @@ def bench() -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    """On SQLite whatever other tests are on: the bench copies rows in its words."""
+    opened = Store.open(f"sqlite:///{tmp_path / 'record.db'}")
+    yield opened
+    opened.close()
 
 
 def test_a_record_is_made_of_copies_that_differ(
