@@ -370,8 +370,8 @@ def test_after_an_engine_restart_everything_is_loaded_again(server: Running) -> 
     assert response.status_code == 503
     assert response.headers["retry-after"]
     server.engine.start()
-    server.ready()
-    assert set(server.engine.adapters) == {"code@v1", "code@v2"}
+    server.ready()  # with the champion; the way back may take a moment more
+    server.until(lambda: set(server.engine.adapters) == {"code@v1", "code@v2"})
     assert _serves(server, 2)
 
 
