@@ -579,7 +579,8 @@ def releaser(registry: Registry, words: Path, model: models.Model) -> Callable[[
     return release
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """Return a port of loopback that nobody listens on now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
@@ -590,7 +591,7 @@ class Installation:
 
     def __init__(self, folder: Path, model: str) -> None:
         self.folder = folder
-        port, self._engine_port = _free_port(), _free_port()
+        port, self._engine_port = free_port(), free_port()
         self.url = f"http://127.0.0.1:{port}"
         self.engine_url = f"http://127.0.0.1:{self._engine_port}"
         self._log = folder / "up.log"
