@@ -435,18 +435,7 @@ class CycleRun:
     async def _evaluate(self, directory: Path) -> Json:
         means = self.means
         number = self._version()
-        refused = ""
-        if means.registry.get(number).state in (AdapterState.BUILT, AdapterState.EXAMINED):
-            means.registry.nominate(number)
-            refused = await evaluate.wait_for_candidate(
-                means.store,
-                means.registry,
-                means.policy,
-                number,
-                timeout_s=self.plan.swap_timeout_s,
-            )
-        else:
-            refused = f"it is {means.registry.get(number).state}"
+        refused = await self._refused(number)
         rules = self._rules()
         exam, unsound = await self._exam()
         champion = means.registry.at(Alias.CHAMPION)
@@ -488,6 +477,21 @@ class CycleRun:
             "tokens": sum(outcome.tokens for outcome in outcomes),
             "errors": sum(outcome.passed is None for outcome in outcomes),
         }
+
+    async def _refused(self, number: int) -> str:
+        """Bring a candidate into the server; return why it cannot be examined, empty if it can."""
+        means = self.means
+        state = means.registry.get(number).state
+        if state not in (AdapterState.BUILT, AdapterState.EXAMINED):
+            return f"it is {state}"
+        means.registry.nominate(number)
+        return await evaluate.wait_for_candidate(
+            means.store,
+            means.registry,
+            means.policy,
+            number,
+            timeout_s=self.plan.swap_timeout_s,
+        )
 
     async def _divergence(
         self, exam: evaluate.Exam, candidate: str, journal: Journal
