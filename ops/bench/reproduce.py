@@ -711,6 +711,8 @@ def specs(work: Work) -> None:
 
     train_rows, held_out = by_table(asyncio.run(build()))
     say(f"{len(train_rows)} rows to learn from, {len(held_out)} of other tables")
+    if not train_rows or not held_out:
+        raise SystemExit("too few of its programs can be learned from: --limit more tables")
     directory = work.directory / "specs" / f"{work.model}-{work.learning_rate:g}"
     told = [to_json(row) for row in train_rows]
     asyncio.run(fit(work, model, directory, told, [], SEED))
