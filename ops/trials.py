@@ -18,8 +18,8 @@ not proved worse within the budget of requests or hours.
 What this takes for granted: that requests of both arms are alike. Who asks decides the arm, so that
 nobody is moved to and fro (`server.traffic`); with few who ask, a hard question that one of them
 repeats weighs on one arm. Of a watch without a control nothing is known about how the time of day
-changes what is asked. Requests that are not recorded (`store: false`), that failed (`server.faults`), or that name
-a version, are not seen.
+changes what is asked. Requests that are not recorded (`store: false`), that failed
+(`server.faults`), or that name a version, are not seen.
 
 All of it is read from the record, so every server sees the same, and a new one goes on where
 another was. Nothing is decided here: `server.canary` does.
