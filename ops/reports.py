@@ -83,7 +83,12 @@ def status(state: Json | None, store: Store, registry: Registry, settings: Setti
         "up": state,
         "console": f"{settings.server_url}/console",
         "alive": [
-            {"process": beat.process, "pid": beat.pid, "seen_s_ago": _seconds_ago(beat.at)}
+            {
+                "process": beat.process,
+                "pid": beat.pid,
+                "seen_s_ago": _seconds_ago(beat.at),
+                "engines": beat.state.get("engines"),
+            }
             for beat in store.heartbeats()
             if now() - beat.at < timedelta(seconds=swaps.ALIVE_S)
         ],
@@ -117,7 +122,9 @@ def status_text(report: Json) -> None:
             ),
         )
     for beat in report["alive"]:
-        _print(f"alive: {beat['process']} ({beat['seen_s_ago']:.0f} s ago)")
+        engines = beat["engines"]
+        words = f", {engines['serving']} of {engines['all']} engines answer" if engines else ""
+        _print(f"alive: {beat['process']} ({beat['seen_s_ago']:.0f} s ago){words}")
     _print(f"`code` means {report['champion'] or 'the base model'}")
     _print(", ".join(f"{count} {what}" for what, count in report["record"].items()))
 

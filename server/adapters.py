@@ -310,6 +310,12 @@ class Adapters:
             for replica in self._replicas
         ]
 
+    def counts(self) -> dict[str, int]:
+        """How many engines there are, and how many answer as `code`; from any thread."""
+        champion, every = self.champion, list(self._replicas)
+        serving = champion is not None and [r for r in every if self._answers(r, champion.model)]
+        return {"serving": len(serving or ()), "all": len(every)}
+
     def _failures(self, replica: Replica) -> dict[str, str]:
         rollout = self._rollouts.get(replica)
         failures = rollout.failures if rollout is not None else {}

@@ -225,6 +225,7 @@ async def _open(
     rules = Rules.among(settings.release.model_dump())
     adapters = _adapters(settings, replicas, registry, store, rules, name)
     _follow(adapters, "adapters", stack)
+    recorder.state = lambda: {"engines": adapters.counts()}
     poll_s = settings.server.poll_s
     faults = Faults(replicas, adapters)
     stack.push_async_callback(faults.close)

@@ -37,15 +37,12 @@ async def ready(request: Request) -> Response:
     reasons = state.adapters.reasons()
     if state.recorder.failure is not None:
         reasons.append(f"the record cannot be written: {state.recorder.failure}")
-    champion, engines = state.adapters.champion, state.adapters.engines()
+    champion = state.adapters.champion
     body: dict[str, Any] = {
         "ready": not reasons,
         "reasons": reasons,
         "pending": state.adapters.pending(),
-        "engines": {
-            "serving": sum(engine["answers"] for engine in engines),
-            "all": len(engines),
-        },
+        "engines": state.adapters.counts(),
         "adapter": champion.public if champion is not None else None,
         "merged": state.merged.in_use if state.merged is not None else None,
         "base_model": state.adapters.base.id if state.adapters.base is not None else None,

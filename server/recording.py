@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 
 from ops import metrics, tracing
 from ops.errors import Conflict, StoreError
-from ops.records import Heartbeat, Interaction, now
+from ops.records import Heartbeat, Interaction, Json, now
 from ops.redaction import Scrubber
 from ops.store import Recording, Store
 from server.errors import RecordUnavailable
@@ -65,6 +65,8 @@ class Recorder:
         self._store = store
         self.scrubber = scrubber or Scrubber()
         self._process = process
+        self.state: Callable[[], Json] = dict
+        """What heartbeats say of this process; called in the writer thread."""
         self._queue: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="recorder", daemon=True)
         self._issued: dict[str, Issued] = {}
@@ -246,7 +248,11 @@ class Recorder:
         """Write a heartbeat; while the store is failing this is how its recovery is seen."""
         self._beaten_at = time.monotonic()
         beat = Heartbeat(
-            process=self._process, at=now(), pid=os.getpid(), host=socket.gethostname()
+            process=self._process,
+            at=now(),
+            pid=os.getpid(),
+            host=socket.gethostname(),
+            state=self.state(),
         )
         try:
             self._store.beat(beat)

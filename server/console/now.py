@@ -41,6 +41,7 @@ async def show(request: Request) -> Response:
         champion=state.adapters.champion,
         base=state.adapters.base,
         loaded=state.adapters.loaded,
+        engines=state.adapters.counts(),
         sandbox=state.judge.tier.label,
         in_flight=_in_flight(),
         **found,

@@ -350,12 +350,14 @@ def test_status_of_a_system(run: Run, tmp_path: Path, store: Store) -> None:
             {"name": "engine", "state": "ready", "pid": 2, "restarts": 0, "log": "/x/engine.log"}
         ],
     }
-    store.beat(Heartbeat(process=SERVER, at=now(), pid=1, host="test"))
+    engines = {"engines": {"serving": 2, "all": 3}}
+    store.beat(Heartbeat(process=SERVER, at=now(), pid=1, host="test", state=engines))
     with processes.only_one(tmp_path):
         processes.write_state(tmp_path, state)
         shown = run("status")
     assert shown.exit_code == 0
     for word in (
+        "2 of 3 engines answer",
         "http://127.0.0.1:8000",
         "Tiny",
         "/x/engine.log",

@@ -319,6 +319,7 @@ def test_a_version_answers_when_every_engine_has_proved_it(
         assert server.http.get("/ready").json()["engines"] == {"serving": 3, "all": 3}
         shown = server.http.get("/v1/adapters").json()["engines"]
         assert [engine["models"] for engine in shown] == [["code@v1", BASE]] * 3
+        assert "3 of 3 engines answer" in server.http.get("/console").text
         scraped = server.http.get("/metrics").text
         assert all(f'journeyman_replica_up{{replica="{name}"}} 1.0' in scraped for name in names)
 
