@@ -50,15 +50,15 @@ async def _clock(store: Store, house: House, at_s: tuple[float, ...]) -> None:
 async def test_a_day_ends_well(
     day: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(day, "THINK_S", 0.3)
+    monkeypatch.setattr(day, "THINK_S", 1.0)
     url = f"sqlite:///{tmp_path / 'journeyman.db'}"
     store, house = Store.open(url), Kept(tmp_path, url)
-    plan = day.Plan(minutes=0.35, after=1.5, tokens=64, tasks=8)
+    plan = day.Plan(minutes=0.25, after=2.5, tokens=64, tasks=8)
     try:
         async with asyncio.timeout(60):
             while not await asyncio.to_thread(house.ready):
                 await asyncio.sleep(0.1)
-        clock = asyncio.create_task(_clock(store, house, (3.0, 12.0)))
+        clock = asyncio.create_task(_clock(store, house, (2.0, 8.0)))
         diary = await day.live(house, store, day.read_tasks(day.EXAMPLES), plan)
         await clock
         async with asyncio.timeout(30):  # the improver finishes it by itself
