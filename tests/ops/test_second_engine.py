@@ -203,7 +203,7 @@ def test_too_little_memory_is_said_once_and_nothing_starts(
     house.looks()
     assert house.supervisor.children == []
     assert house.said == [
-        "code@v1 is not merged: 5.0 GiB of memory are needed, 3.0 are free",
+        "code@v1 is not merged: 5.5 GiB of memory are needed, 3.0 are free",
     ]
     monkeypatch.setattr(memory, "free_bytes", lambda: 64 << 30)
     house.until(lambda: house.running(adapter))
