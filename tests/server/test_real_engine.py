@@ -20,7 +20,7 @@ import pytest
 from pydantic import BaseModel
 
 from tests.real_system import RealEngine
-from tests.server.clients import Llm
+from tests.server.clients import HERE, Llm, node_clients, run
 from tests.server.conftest import Running, SharedPool, serving
 
 pytestmark = [pytest.mark.slow, pytest.mark.engine]
@@ -75,6 +75,10 @@ def test_a_response_goes_on_from_a_recorded_one(real: Running) -> None:
     assert rows[1].usage["input_tokens"] > 5 + len(first.output_text.split())
 
 
+BEGUN = re.compile(r'\s*(\{\s*("where"|$)|$)')
+"""What is left of an object whose spaces took all the tokens there were."""
+
+
 class Look(BaseModel):
     """Where to look."""
 
@@ -89,7 +93,7 @@ def test_structured_output(real: Running) -> None:
         )
     except openai.LengthFinishReasonError as error:  # JSON may hold spaces without end
         answer = error.completion
-        assert re.match(r'\s*(\{\s*("where"|$)|$)', answer.choices[0].message.content)
+        assert BEGUN.match(answer.choices[0].message.content)
     else:
         assert answer.choices[0].message.parsed.where in ("here", "there")
     row = real.store.interaction(answer.id.removeprefix("chatcmpl-"))
@@ -127,6 +131,22 @@ def test_llm(real: Running, tmp_path: Path) -> None:
     for answer_id, text in logged.items():
         row = real.store.interaction(answer_id.removeprefix("chatcmpl-"))
         assert row.choices[0]["message"]["content"] == text
+
+
+def test_the_node_clients_stream_a_tool_call(real: Running) -> None:
+    # The tool is named in the request: whether a model calls one, and with what, is its own affair.
+    node, directory = node_clients()
+    found = json.loads(run(node, HERE / "tools.mjs", real.url, directory))
+    assert found.keys() == {"openai", "vercel"}
+    for client, said in found.items():
+        row = real.store.interaction(said["id"].removeprefix("chatcmpl-"))
+        [call] = row.choices[0]["message"]["tool_calls"]
+        assert call["function"]["name"] == said["name"] == "look"
+        whole = call["function"]["arguments"]
+        # Vercel's takes a call to be over as soon as what has come of it is JSON.
+        assert said["arguments"] == (
+            whole if client == "openai" else whole[: len(said["arguments"])]
+        )
 
 
 # --- side by side -----------------------------------------------------------------------------
