@@ -243,7 +243,7 @@ async def test_a_training_that_its_user_stops_goes_on_to_the_same_adapter(
 ) -> None:
     """Paused in the middle, it is started again, ends bit by bit the same, and is done then."""
     monkeypatch.setattr(trainer, "POLL_S", 0.02)
-    job = replace(job, epochs=24, patience=1000)  # it must not be over before it is stopped
+    job = replace(job, epochs=12, patience=1000)  # it must not be over before it is stopped
     broken = prepare(tmp_path / "broken", job)
     first: list[dict[str, Any]] = []
     # More threads than free cores make so small a model many times slower.

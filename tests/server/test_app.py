@@ -33,6 +33,7 @@ ROUTES = {
     ("POST", "/v1/ingest/continue"),
     ("GET", "/v1/responses/{response_id}"),
     ("DELETE", "/v1/responses/{response_id}"),
+    ("GET", "/v1/responses/{response_id}/input_items"),
     ("GET", "/v1/interactions"),
     ("GET", "/v1/interactions/{interaction_id}"),
     ("GET", "/v1/adapters"),
@@ -48,6 +49,8 @@ ROUTES = {
     ("POST", "/v1/fine_tuning/jobs/{job_id}/pause"),
     ("POST", "/v1/fine_tuning/jobs/{job_id}/resume"),
     ("GET", "/v1/files"),
+    ("POST", "/v1/files"),
+    ("DELETE", "/v1/files/{file_id}"),
     ("GET", "/v1/files/{file_id}"),
     ("GET", "/v1/files/{file_id}/content"),
     ("GET", "/v1/evals"),
@@ -163,7 +166,6 @@ def test_a_method_that_is_not_allowed_is_told_all_that_are(server: Running) -> N
 
 
 def test_what_cannot_be_made_through_the_api_is_said_where_it_is_made(server: Running) -> None:
-    for path, where in (("/v1/files", "journeyman import"), ("/v1/evals", "journeyman eval")):
-        response = server.http.post(path, json={})
-        assert response.status_code == 405
-        assert where in response.json()["error"]["message"]
+    response = server.http.post("/v1/evals", json={})
+    assert response.status_code == 405
+    assert "journeyman eval" in response.json()["error"]["message"]
