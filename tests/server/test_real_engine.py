@@ -20,7 +20,7 @@ import pytest
 from pydantic import BaseModel
 
 from tests.real_system import RealEngine
-from tests.server.clients import HERE, Llm, node_clients, run
+from tests.server.clients import HERE, Llm, node_clients, python_clients, run
 from tests.server.conftest import Running, SharedPool, serving
 
 pytestmark = [pytest.mark.slow, pytest.mark.engine]
@@ -131,6 +131,18 @@ def test_llm(real: Running, tmp_path: Path) -> None:
     for answer_id, text in logged.items():
         row = real.store.interaction(answer_id.removeprefix("chatcmpl-"))
         assert row.choices[0]["message"]["content"] == text
+
+
+def test_litellm(real: Running) -> None:
+    local = {"LITELLM_LOCAL_MODEL_COST_MAP": "True"}
+    program, asked = python_clients() / "python", ("whole", "stream", "text")
+    found = json.loads(run(program, HERE / "litellm_client.py", real.url, *asked, **local))
+    assert found.keys() == {*asked, "asynchronous"}
+    for name, said in found.items():
+        row = real.store.interaction(said["id"].removeprefix("chatcmpl-").removeprefix("cmpl-"))
+        [choice] = row.choices
+        text = choice["text"] if name == "text" else choice["message"]["content"]
+        assert text == said["text"], name
 
 
 def test_the_node_clients_stream_a_tool_call(real: Running) -> None:
