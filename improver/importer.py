@@ -28,7 +28,7 @@ import re
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -40,10 +40,11 @@ from ops.records import (
     Attempt,
     Execution,
     FeedbackSource,
-    Interaction,
     Json,
     Metric,
     Source,
+    imported_attempt,
+    imported_interaction,
     new_feedback,
     new_id,
     now,
@@ -215,35 +216,21 @@ def _content_id(content: str) -> str:
 
 def _recording(interaction_id: str, entry: Entry, verification: Verification | None) -> Recording:
     at = entry.created_at or now()
-    interaction = Interaction(
-        id=interaction_id,
-        created_at=at,
-        source=Source.IMPORTED,
-        endpoint="import",
-        model=entry.model,
-        base_model=entry.model,
-        adapter_name="",
-        adapter_version=0,
-        adapter_sha256="",
-        messages=entry.messages,
-        params={},
-        choices=[{"index": 0, "message": {"role": "assistant", "content": entry.answer}}],
-        usage={},
+    interaction = replace(
+        imported_interaction(
+            interaction_id,
+            endpoint="import",
+            messages=entry.messages,
+            answer=entry.answer,
+            at=at,
+            model=entry.model,
+        ),
         spec=None if entry.spec is None else entry.spec.to_json(),
         verified=None if verification is None else verification.verified,
         user=entry.user,
         metadata=entry.metadata,
     )
-    attempt = Attempt(
-        id=new_id(),
-        interaction_id=interaction_id,
-        attempt_index=0,
-        choice_index=0,
-        text=entry.answer,
-        program=entry.program,
-        program_sha256=program_sha256(entry.program),
-        mean_logprob=None,
-    )
+    attempt = imported_attempt(interaction, entry.program, program_sha256(entry.program))
     return Recording(
         interaction=interaction,
         attempts=[attempt],

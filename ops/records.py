@@ -299,6 +299,47 @@ def new_feedback(
     )
 
 
+def imported_interaction(
+    interaction_id: str,
+    *,
+    endpoint: str,
+    messages: list[Json],
+    answer: str,
+    at: datetime,
+    model: str = "",
+) -> Interaction:
+    """Return an answer that no model of this installation wrote; who said it is the caller's."""
+    return Interaction(
+        id=interaction_id,
+        created_at=at,
+        source=Source.IMPORTED,
+        endpoint=endpoint,
+        model=model,
+        base_model=model,
+        adapter_name="",
+        adapter_version=0,
+        adapter_sha256="",
+        messages=messages,
+        params={},
+        choices=[{"index": 0, "message": {"role": "assistant", "content": answer}}],
+        usage={},
+    )
+
+
+def imported_attempt(interaction: Interaction, program: str, program_sha256: str) -> Attempt:
+    """Return the one attempt of an imported interaction: its answer, and the program in it."""
+    return Attempt(
+        id=new_id(),
+        interaction_id=interaction.id,
+        attempt_index=0,
+        choice_index=0,
+        text=interaction.choices[0]["message"]["content"],
+        program=program,
+        program_sha256=program_sha256,
+        mean_logprob=None,
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class LiveAnswer:
     """What a trial on live traffic looks at of an interaction."""

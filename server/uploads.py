@@ -13,21 +13,20 @@ import hashlib
 import json
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from email.parser import BytesParser
 from email.policy import HTTP
 from typing import Any
 
 from ops.records import (
     UPLOADED,
-    Attempt,
     FeedbackSource,
     Interaction,
     Json,
     Metric,
-    Source,
+    imported_attempt,
+    imported_interaction,
     new_feedback,
-    new_id,
     now,
 )
 from ops.store import Recording
@@ -157,34 +156,15 @@ def recordings(upload: Upload, rows: Sequence[Row], *, tenant: str) -> list[Reco
     found = []
     for number, row in enumerate(rows, 1):
         id_ = _id(digest, number)
-        interaction = Interaction(
-            id=id_,
-            created_at=at,
-            source=Source.IMPORTED,
-            endpoint=UPLOADED,
-            model="",
-            base_model="",
-            adapter_name="",
-            adapter_version=0,
-            adapter_sha256="",
-            messages=row.messages,
-            params={},
-            choices=[{"index": 0, "message": {"role": "assistant", "content": row.answer}}],
-            usage={},
+        interaction = replace(
+            imported_interaction(
+                id_, endpoint=UPLOADED, messages=row.messages, answer=row.answer, at=at
+            ),
             episode_id=_id(digest, 0),
             tenant=tenant,
             metadata=about,
         )
-        attempt = Attempt(
-            id=new_id(),
-            interaction_id=id_,
-            attempt_index=0,
-            choice_index=0,
-            text=row.answer,
-            program=row.program,
-            program_sha256=program_sha256(row.program),
-            mean_logprob=None,
-        )
+        attempt = imported_attempt(interaction, row.program, program_sha256(row.program))
         shown = new_feedback(
             Metric.DEMONSTRATION, row.program, FeedbackSource.HUMAN, interaction_id=id_, at=at
         )
